@@ -1,0 +1,1 @@
+//! Builds the stages, starts them from the end of the flow, stops them from its beginning.

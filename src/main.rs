@@ -1,0 +1,2 @@
+//! Fieldpost.
+fn main() {}

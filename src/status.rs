@@ -1,0 +1,77 @@
+//! What each stage tells about itself: the parts of `/status` and of `fieldpost status`. Field names are a contract
+//! with users. Times are RFC 3339 text in UTC.
+
+use serde::{Deserialize, Serialize};
+
+/// The outbox. Sequences are inclusive, except `next`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutboxStatus {
+    /// Readings that wait for delivery.
+    pub records: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// The cap on them.
+    pub bytes_max: u64,
+    /// The sequence the next reading gets.
+    pub next: u64,
+    /// Last sequence on the medium.
+    pub durable: u64,
+    /// Last sequence that Kafka has for certain.
+    pub committed: u64,
+    /// Age of the oldest waiting reading, 0 if none waits.
+    pub oldest_age_seconds: f64,
+    /// Policy when full: `block`, `drop_oldest`, `drop_newest`.
+    pub when_full: String,
+    /// `ok`, `full`, `failing: ...`.
+    pub state: String,
+    /// Readings refused or dropped by policy since the outbox was made.
+    pub dropped: u64,
+    /// Generations set aside as damaged.
+    pub damaged: u64,
+}
+
+/// The drain into Kafka.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeliveryStatus {
+    /// State of the delivery machine: `offline`, `initialising`, `recovering`, `idle`, `committing`, `recycling`, `halted`.
+    pub phase: String,
+    /// Since when.
+    pub since: String,
+    /// When the last transaction was committed.
+    pub last_commit_at: Option<String>,
+    /// What went wrong last, and when.
+    pub last_error: Option<String>,
+    /// Transactions committed since start.
+    pub transactions: u64,
+    /// Records committed since start.
+    pub records: u64,
+    /// What is promised in the mode in force.
+    pub guarantee: String,
+    /// Standing alarms: what the owner must do for delivery to go on, or which defence is off.
+    pub alarms: Vec<String>,
+}
+
+/// One source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `mqtt` or `serial`.
+    pub r#type: String,
+    /// `connecting`, `up`, `held` (the outbox takes no more), `down`, `stopped`.
+    pub state: String,
+    /// Since when.
+    pub since: String,
+    /// Messages or frames that arrived.
+    pub received: u64,
+    /// Readings that are on the medium.
+    pub accepted: u64,
+    /// Acknowledgements handed to the source.
+    pub acknowledged: u64,
+    /// Messages or frames refused or dropped.
+    pub rejected: u64,
+    /// Redeliveries recognised and skipped.
+    pub duplicates: u64,
+    /// When something last arrived.
+    pub last_at: Option<String>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,1 @@
+//! Logging: journald when connected to it, else standard error.
