@@ -1,0 +1,48 @@
+# One target for each duty. `make demo` and `make test` are all that a fresh Debian or Ubuntu machine with cargo needs.
+#
+#   make setup   install and fetch what is missing (says what it does; asks nothing as root or with passwordless sudo)
+#   make demo    the whole story on this machine: meters, brokers, an outage, a kill, and a tally
+#   make check   formatting, lints, licences
+#   make test    all tests, with real brokers; TEST_KAFKA=host:port runs them against another cluster
+#   make soak    one run of TEST_READINGS (200,000) readings with faults
+#   make bench   micro benchmarks and the end-to-end figures
+#   make clean   remove what was built and fetched
+SHELL := /bin/bash
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fieldpost
+
+# Built outside the checkout, so that a fresh clone is not a fresh build. Cargo's fingerprints notice every change of a source or
+# of Cargo.lock; only a change of compiler gets a directory of its own.
+export CARGO_TARGET_DIR ?= $(CACHE)/target-$(shell rustc -vV 2>/dev/null | sha256sum | cut -c1-12)
+
+# Most of an end-to-end test is waiting, so more of them run than there are processors.
+export RUST_TEST_THREADS ?= 4
+
+# Two runs that share a build directory would test each other's program.
+LOCKED = mkdir -p $(CARGO_TARGET_DIR) && exec flock $(CARGO_TARGET_DIR)/make.lock
+
+.PHONY: setup demo check test soak bench clean
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(LOCKED) cargo build --release --locked
+	@$(CARGO_TARGET_DIR)/release/fieldpost demo
+
+check: setup
+	cargo fmt --all -- --check
+	@$(LOCKED) cargo clippy --locked --all-targets -- -D warnings
+	@$(LOCKED) env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	@scripts/deny
+
+test: setup
+	@$(LOCKED) cargo test --locked
+
+soak: setup
+	@$(LOCKED) env TEST_READINGS=$(or $(TEST_READINGS),200000) cargo test --locked --release --test end_to_end -- soak --nocapture
+
+bench: setup
+	@$(LOCKED) cargo bench --locked
+
+clean:
+	rm -rf $(CACHE)/target-* $(CACHE)/kafka-* $(CACHE)/tools target
