@@ -2,10 +2,17 @@
 //!
 //! `config/fieldpost.toml` documents every setting; a test keeps it equal to the defaults here.
 
+mod check;
 pub mod delivery;
 pub mod intake;
+pub mod layer;
+pub mod load;
+pub mod mistake;
 pub mod outbox;
+mod rules;
+pub mod schema;
 pub mod units;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

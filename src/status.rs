@@ -1,7 +1,13 @@
 //! What each stage tells about itself: the parts of `/status` and of `fieldpost status`. Field names are a contract
 //! with users. Times are RFC 3339 text in UTC.
 
+mod table;
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+pub use table::{summary, table};
 
 /// The outbox. Sequences are inclusive, except `next`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -74,4 +80,32 @@ pub struct SourceStatus {
     pub last_at: Option<String>,
     /// What went wrong last.
     pub last_error: Option<String>,
+}
+
+/// The daemon as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// `agent.id`
+    pub id: String,
+    /// Version of the program.
+    pub version: String,
+    /// 32 hexadecimal digits.
+    pub incarnation: String,
+    /// When this process started.
+    pub started_at: String,
+    /// What is promised in the mode in force.
+    pub guarantee: String,
+}
+
+/// All of `/status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon.
+    pub agent: AgentStatus,
+    /// The outbox.
+    pub outbox: OutboxStatus,
+    /// The drain.
+    pub delivery: DeliveryStatus,
+    /// The sources by name.
+    pub sources: BTreeMap<String, SourceStatus>,
 }

@@ -1,0 +1,203 @@
+//! What the daemon tells about itself: `/healthz`, `/readyz`, `/metrics`, `/status`, over HTTP and the control socket.
+//!
+//! Nothing here changes state.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+
+use super::StartError;
+use super::sources::Sources;
+use crate::config::Config;
+use crate::delivery::DeliveryHandle;
+use crate::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::progress::Progress;
+use crate::status::{AgentStatus, Status};
+use crate::{clock, status};
+
+/// Name of the socket in its directory.
+pub const SOCKET: &str = "control.sock";
+
+/// The view on all stages. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    agent_id: String,
+    started_at: String,
+    outbox: Outbox,
+    delivery: Arc<DeliveryHandle>,
+    sources: Sources,
+    metrics: Metrics,
+}
+
+impl Health {
+    /// Over these stages.
+    pub fn new(
+        agent_id: &str,
+        outbox: Outbox,
+        delivery: Arc<DeliveryHandle>,
+        sources: Sources,
+        metrics: Metrics,
+    ) -> Self {
+        let started_at = clock::rfc3339(clock::now().wall_ns);
+        let agent_id = agent_id.to_owned();
+        Self { inner: Arc::new(Inner { agent_id, started_at, outbox, delivery, sources, metrics }) }
+    }
+
+    /// All of `/status`.
+    pub fn status(&self) -> Status {
+        let inner = &self.inner;
+        let delivery = inner.delivery.status();
+        Status {
+            agent: AgentStatus {
+                id: inner.agent_id.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                incarnation: inner.outbox.identity().incarnation.to_hex(),
+                started_at: inner.started_at.clone(),
+                guarantee: delivery.guarantee.clone(),
+            },
+            outbox: inner.outbox.status(),
+            delivery,
+            sources: inner.sources.status(),
+        }
+    }
+
+    /// One line for `systemctl status`.
+    pub fn summary(&self) -> String {
+        status::summary(&self.status())
+    }
+
+    /// Loops that have been silent for longer than they may: name, phase and time.
+    pub fn stalled(&self) -> Vec<String> {
+        let inner = &self.inner;
+        let loops: Vec<Progress> =
+            [inner.outbox.progress(), inner.delivery.progress()].into_iter().chain(inner.sources.progress()).collect();
+        let views = loops.iter().map(Progress::view).filter(|view| view.stalled);
+        views.map(|view| format!("{} ({})", view.name, view.phase)).collect()
+    }
+
+    /// Why the process cannot do its work; empty if it can.
+    fn ailments(&self) -> Vec<String> {
+        let mut ailments: Vec<_> = self.stalled().iter().map(|name| format!("{name} stands still")).collect();
+        let state = self.inner.outbox.status().state;
+        if state.starts_with("failing") {
+            ailments.push(format!("outbox {state}"));
+        }
+        ailments
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let down = |state: &str| !matches!(state, "up" | "held");
+        let sources = self.inner.sources.status();
+        sources.iter().filter(|(_, s)| down(&s.state)).map(|(name, s)| format!("source {name} is {}", s.state)).collect()
+    }
+}
+
+fn router(health: Health) -> Router {
+    Router::new()
+        .route("/healthz", get(|State(health): State<Health>| async move { verdict(&health.ailments()) }))
+        .route("/readyz", get(|State(health): State<Health>| async move { verdict(&health.not_ready()) }))
+        .route("/status", get(|State(health): State<Health>| async move { axum::Json(health.status()) }))
+        .route("/metrics", get(|State(health): State<Health>| async move { metrics(&health) }))
+        .route("/", get(|State(health): State<Health>| async move { status::table(&health.status()) }))
+        .with_state(health)
+}
+
+fn verdict(reasons: &[String]) -> Response {
+    if reasons.is_empty() {
+        return (StatusCode::OK, "ok\n").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
+}
+
+fn metrics(health: &Health) -> Response {
+    const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &health.inner.metrics.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// The two ways in: HTTP and the control socket.
+#[derive(Debug)]
+pub struct Doors {
+    servers: Vec<JoinHandle<()>>,
+    socket: Option<PathBuf>,
+}
+
+impl Doors {
+    /// Opens them. An HTTP address that is taken is an error; a control socket that cannot be made is a warning.
+    pub async fn open(config: &Config, health: &Health) -> Result<Self, StartError> {
+        let mut servers = Vec::new();
+        let address = &config.http.listen;
+        if address != "off" {
+            let listener = TcpListener::bind(address)
+                .await
+                .map_err(|source| StartError::Listen { address: address.clone(), source })?;
+            let router = router(health.clone());
+            servers.push(tokio::spawn(async move { report("HTTP", axum::serve(listener, router).await) }));
+        }
+        let path = socket_path(&config.agent.state_dir);
+        let socket = match listen_on(&path) {
+            Ok(listener) => {
+                let router = router(health.clone());
+                servers.push(tokio::spawn(async move { report("control socket", axum::serve(listener, router).await) }));
+                Some(path)
+            }
+            Err(error) => {
+                log::warn!("no control socket at {}: {error}; `fieldpost status` will not find this daemon", path.display());
+                None
+            }
+        };
+        Ok(Self { servers, socket })
+    }
+
+    /// Closes them.
+    pub fn close(self) {
+        for server in &self.servers {
+            server.abort();
+        }
+        if let Some(path) = self.socket {
+            if let Err(error) = std::fs::remove_file(&path) {
+                log::debug!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+fn report(what: &str, ended: std::io::Result<()>) {
+    if let Err(error) = ended {
+        log::error!("{what} ended: {error}");
+    }
+}
+
+/// Where the daemon listens: the directory that systemd hands over, else the state directory.
+fn socket_path(state_dir: &Path) -> PathBuf {
+    let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    runtime.unwrap_or_else(|| state_dir.to_owned()).join(SOCKET)
+}
+
+/// The lock on the state directory is ours, so a socket that lies there belongs to no one.
+fn listen_on(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}

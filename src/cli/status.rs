@@ -1,0 +1,89 @@
+//! `fieldpost status`: asks the daemon over its control socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigArguments, Exit, Failure, json, show};
+use crate::agent::health::SOCKET;
+use crate::config::load;
+use crate::status::{self, Status};
+
+/// Where the unit lets the daemon put its socket.
+const SYSTEM_DIRECTORY: &str = "/run/fieldpost";
+/// A daemon that is alive answers at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// No status is larger, in bytes.
+const ANSWER_MAX: u64 = 16 << 20;
+
+/// Ask the running daemon what it is doing
+#[derive(Debug, Args)]
+#[command(after_help = "Looks for the daemon of this configuration: in its state directory, then in /run/fieldpost.
+Exit code 69 when no daemon answers.
+
+Examples:
+  fieldpost status
+  fieldpost status --json | jq .outbox.records")]
+pub(super) struct StatusCommand {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Ask at this socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl StatusCommand {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let status = match &self.socket {
+            Some(path) => ask(path).map_err(|error| nobody(&[(path.clone(), error.to_string())]))?,
+            None => find(self.config)?,
+        };
+        show(&if self.json { json(&status)? } else { status::table(&status) })?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Asks where the daemon of this configuration may listen. A configuration that this user may not read leaves the
+/// place where the unit puts the socket.
+fn find(config: ConfigArguments) -> Result<Status, Failure> {
+    let loaded = load::load(&config.origin()).ok().map(|loaded| loaded.config.agent);
+    let state_dir = loaded.as_ref().map(|agent| agent.state_dir.clone());
+    let directories = state_dir.into_iter().chain([PathBuf::from(SYSTEM_DIRECTORY)]);
+    let mut tried = Vec::new();
+    for path in directories.map(|directory| directory.join(SOCKET)) {
+        match ask(&path) {
+            Ok(status) if loaded.as_ref().is_some_and(|agent| agent.id != status.agent.id) => {
+                tried.push((path, format!("that is the daemon of agent {}", status.agent.id)));
+            }
+            Ok(status) => return Ok(status),
+            Err(error) => tried.push((path, error.to_string())),
+        }
+    }
+    Err(nobody(&tried))
+}
+
+fn nobody(tried: &[(PathBuf, String)]) -> Failure {
+    let places: Vec<_> = tried.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
+    let text = format!("no daemon answers ({}); is it running? systemctl status fieldpost", places.join("; "));
+    Failure::new(Exit::Unavailable, text)
+}
+
+fn ask(path: &Path) -> io::Result<Status> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /status HTTP/1.0\r\nHost: fieldpost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    let split = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let Some(split) = split.filter(|_| answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200")) else {
+        return Err(io::Error::other("the answer is not a status"));
+    };
+    serde_json::from_slice(&answer[split + 4..]).map_err(io::Error::other)
+}

@@ -1,0 +1,209 @@
+//! Rules between settings, settings that this version does not act on, and what deserves a warning.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::delivery::{Mode, PositionStore, Tls};
+use super::intake::{Mqtt, Serial};
+use super::mistake::{Mistake, Place};
+use super::{Config, Limit, Source};
+
+/// Collects what is wrong, each at the place of its setting.
+struct Report<'a> {
+    places: &'a BTreeMap<String, Place>,
+    main: &'a Place,
+    found: Vec<Mistake>,
+}
+
+impl Report<'_> {
+    fn at(&mut self, key: &str, text: impl Into<String>) {
+        let mut path = key;
+        let place = loop {
+            match (self.places.get(path), path.rsplit_once('.')) {
+                (Some(place), _) => break place,
+                (None, Some((parent, _))) => path = parent,
+                (None, None) => break self.main,
+            }
+        };
+        self.found.push(Mistake { place: place.clone(), key: key.to_owned(), text: text.into() });
+    }
+}
+
+/// Checks the whole configuration. A rule that concerns a setting with a mistake of its own stays silent.
+pub(super) fn check(
+    config: &Config,
+    places: &BTreeMap<String, Place>,
+    main: &Place,
+    mistakes: &mut Vec<Mistake>,
+    warnings: &mut Vec<Mistake>,
+) {
+    let mut wrong = Report { places, main, found: Vec::new() };
+    outbox(config, &mut wrong);
+    delivery(config, &mut wrong);
+    sources(config, &mut wrong);
+    for mistake in wrong.found {
+        let known = |key: &str| mistakes.iter().any(|other| other.key == key || other.key.starts_with(&format!("{key}[")));
+        let others: &[&str] = match mistake.key.as_str() {
+            "delivery.message_timeout" | "delivery.max_wait" => &["delivery.transaction_timeout"],
+            "outbox.record_bytes_max" => &["outbox.max_bytes", "outbox.held_bytes_max"],
+            _ => &[],
+        };
+        if !known(&mistake.key) && !others.iter().any(|key| known(key)) {
+            mistakes.push(mistake);
+        }
+    }
+    let mut look = Report { places, main, found: Vec::new() };
+    notices(config, &mut look);
+    warnings.append(&mut look.found);
+}
+
+fn outbox(config: &Config, wrong: &mut Report<'_>) {
+    let outbox = &config.outbox;
+    if outbox.record_bytes_max.0 > outbox.max_bytes.0 / 8 {
+        let text = format!("{} is above an eighth of outbox.max_bytes ({})", outbox.record_bytes_max, outbox.max_bytes);
+        wrong.at("outbox.record_bytes_max", text);
+    }
+    if outbox.record_bytes_max > outbox.held_bytes_max {
+        let text = format!("{} is above outbox.held_bytes_max ({})", outbox.record_bytes_max, outbox.held_bytes_max);
+        wrong.at("outbox.record_bytes_max", text);
+    }
+}
+
+fn delivery(config: &Config, wrong: &mut Report<'_>) {
+    const LATER: &str = "not in this version";
+    let delivery = &config.delivery;
+    if delivery.kafka.bootstrap_servers.is_empty() {
+        wrong.at("delivery.kafka.bootstrap_servers", "found an empty list; allowed: at least one host:port");
+    }
+    if delivery.mode == Mode::Idempotent {
+        wrong.at("delivery.mode", format!("\"idempotent\" is {LATER}; allowed: \"txn\""));
+    }
+    if delivery.position == PositionStore::Group {
+        wrong.at("delivery.position", format!("\"group\" is {LATER}; allowed: \"ledger\""));
+    }
+    if delivery.rate_max != "off" {
+        wrong.at("delivery.rate_max", format!("a limit is {LATER}; allowed: \"off\""));
+    }
+    if !delivery.windows.is_empty() {
+        wrong.at("delivery.windows", format!("windows are {LATER}; allowed: []"));
+    }
+    if delivery.ledger_topic == "off" {
+        wrong.at("delivery.ledger_topic", "found \"off\"; exactly-once delivery needs its ledger");
+    }
+    if delivery.ledger_topic == delivery.dead_letter_topic {
+        wrong.at("delivery.dead_letter_topic", "the same topic as delivery.ledger_topic; dead letters need one of their own");
+    }
+    let limit = delivery.transaction_timeout;
+    for (key, value) in [("message_timeout", delivery.message_timeout), ("max_wait", delivery.max_wait)] {
+        if value >= limit {
+            let text = format!("{value} is not below delivery.transaction_timeout ({limit})");
+            wrong.at(&format!("delivery.{key}"), text);
+        }
+    }
+    if let Some(tls) = &delivery.kafka.tls {
+        client_certificate("delivery.kafka.tls", tls, wrong);
+    }
+    if let Some(sasl) = &delivery.kafka.sasl {
+        if sasl.mechanism == "GSSAPI" {
+            wrong.at("delivery.kafka.sasl.mechanism", format!("\"GSSAPI\" is {LATER}"));
+        }
+        one_password("delivery.kafka.sasl", sasl.password_file.is_some(), sasl.password_credential.is_some(), wrong);
+        let passwordless = sasl.password_file.is_none() && sasl.password_credential.is_none();
+        if passwordless && sasl.mechanism != "OAUTHBEARER" {
+            wrong.at("delivery.kafka.sasl", "no password: set password_file or password_credential");
+        }
+    }
+}
+
+fn sources(config: &Config, wrong: &mut Report<'_>) {
+    let mut ports: BTreeMap<&std::path::Path, &str> = BTreeMap::new();
+    for (name, source) in &config.sources {
+        let table = format!("sources.{name}");
+        match source {
+            Source::Mqtt(mqtt) => mqtt_source(&table, mqtt, wrong),
+            Source::Serial(serial) => {
+                serial_source(&table, serial, config, wrong);
+                if let Some(other) = ports.insert(&serial.path, name) {
+                    let text = format!("{} is already read by sources.{other}", serial.path.display());
+                    wrong.at(&format!("{table}.path"), text);
+                }
+            }
+        }
+        for text in crate::intake::check(name, &config.agent.id, source) {
+            match text.split_once(": ") {
+                Some((key, text)) => wrong.at(&format!("{table}.{key}"), text),
+                None => wrong.at(&table, text),
+            }
+        }
+    }
+}
+
+fn mqtt_source(table: &str, mqtt: &Mqtt, wrong: &mut Report<'_>) {
+    if !matches!(mqtt.version, 3 | 5) {
+        wrong.at(&format!("{table}.version"), format!("found {}; allowed: 5, or 3 for 3.1.1", mqtt.version));
+    }
+    if mqtt.subscribe.is_empty() {
+        wrong.at(&format!("{table}.subscribe"), "found an empty list; allowed: at least one { topic = \"...\", qos = 1 }");
+    }
+    let secure = mqtt.url.starts_with("mqtts:") || mqtt.url.starts_with("wss:");
+    if let Some(tls) = &mqtt.tls {
+        client_certificate(&format!("{table}.tls"), tls, wrong);
+        if !secure {
+            wrong.at(&format!("{table}.tls"), "the url does not use TLS: write mqtts:// or wss://, or remove tls");
+        }
+    }
+    one_password(table, mqtt.password_file.is_some(), mqtt.password_credential.is_some(), wrong);
+}
+
+fn serial_source(table: &str, serial: &Serial, config: &Config, wrong: &mut Report<'_>) {
+    if serial.frame_bytes_max > config.outbox.held_bytes_max {
+        let text = format!("{} is above outbox.held_bytes_max ({})", serial.frame_bytes_max, config.outbox.held_bytes_max);
+        wrong.at(&format!("{table}.frame_bytes_max"), text);
+    }
+}
+
+fn client_certificate(table: &str, tls: &Tls, wrong: &mut Report<'_>) {
+    if tls.cert_file.is_some() != tls.key_file.is_some() {
+        wrong.at(table, "cert_file and key_file belong together: one of them is missing");
+    }
+}
+
+fn one_password(table: &str, file: bool, credential: bool, wrong: &mut Report<'_>) {
+    if file && credential {
+        wrong.at(table, "password_file and password_credential: set one of them");
+    }
+}
+
+/// What is legal and deserves a look.
+fn notices(config: &Config, look: &mut Report<'_>) {
+    if config.sources.is_empty() {
+        look.at("sources", "there is no source: nothing will be read");
+    }
+    if config.http.listen.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback()) {
+        let text = format!("{} can be reached from other machines, without any login", config.http.listen);
+        look.at("http.listen", text);
+    }
+    if config.delivery.kafka.tls.as_ref().is_some_and(|tls| !tls.verify) {
+        look.at("delivery.kafka.tls.verify", "the broker's certificate is not checked: for trials only");
+    }
+    for (name, source) in &config.sources {
+        let mapping = source.mapping();
+        if mapping.share_max != "100%" {
+            look.at(&format!("sources.{name}.share_max"), "has no effect in this version");
+        }
+        if mapping.priority != 0 {
+            look.at(&format!("sources.{name}.priority"), "has no effect in this version");
+        }
+        if let Source::Mqtt(mqtt) = source {
+            if mqtt.tls.as_ref().is_some_and(|tls| !tls.verify) {
+                look.at(&format!("sources.{name}.tls.verify"), "the broker's certificate is not checked: for trials only");
+            }
+        }
+    }
+    if config.outbox.max_age != Limit::Off {
+        look.at("outbox.max_age", "has no effect in this version");
+    }
+    if config.outbox.retain.0 > 0 {
+        look.at("outbox.retain", "has no effect in this version");
+    }
+}

@@ -1,0 +1,134 @@
+//! The status as text for people.
+
+use std::fmt::Write;
+
+use super::{SourceStatus, Status};
+
+/// One line.
+pub fn summary(status: &Status) -> String {
+    let up = status.sources.values().filter(|source| matches!(source.state.as_str(), "up" | "held")).count();
+    let mut line = format!(
+        "delivery {}, {} waiting, {} of {} sources up",
+        or_unknown(&status.delivery.phase),
+        status.outbox.records,
+        up,
+        status.sources.len()
+    );
+    if status.outbox.state != "ok" && !status.outbox.state.is_empty() {
+        let _ = write!(line, ", outbox {}", status.outbox.state);
+    }
+    if let [first, rest @ ..] = status.delivery.alarms.as_slice() {
+        let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+        let _ = write!(line, ", ALARM: {first}{more}");
+    }
+    line
+}
+
+/// A page for a terminal: the three stages in the order of the flow.
+pub fn table(status: &Status) -> String {
+    let mut page = Page::default();
+    let agent = &status.agent;
+    page.title(&format!("agent {}", agent.id));
+    page.row("version", &agent.version);
+    page.row("started", &agent.started_at);
+    page.row("incarnation", &agent.incarnation);
+    page.row("guarantee", &agent.guarantee);
+    sources(&mut page, status);
+    outbox(&mut page, status);
+    delivery(&mut page, status);
+    page.text
+}
+
+fn sources(page: &mut Page, status: &Status) {
+    page.title("sources");
+    if status.sources.is_empty() {
+        page.row("none", "");
+        return;
+    }
+    let head = ["name", "type", "state", "received", "accepted", "acked", "rejected", "duplicates", "last"];
+    let cells = |(name, source): (&String, &SourceStatus)| {
+        let numbers =
+            [source.received, source.accepted, source.acknowledged, source.rejected, source.duplicates].map(|n| n.to_string());
+        let mut cells = vec![name.clone(), source.r#type.clone(), source.state.clone()];
+        cells.extend(numbers);
+        cells.push(source.last_at.clone().unwrap_or_else(|| "-".to_owned()));
+        cells
+    };
+    let rows: Vec<Vec<String>> = status.sources.iter().map(cells).collect();
+    page.grid(&head, &rows);
+    for (name, source) in &status.sources {
+        if let Some(error) = &source.last_error {
+            page.row(&format!("last error of {name}"), error);
+        }
+    }
+}
+
+fn outbox(page: &mut Page, status: &Status) {
+    let outbox = &status.outbox;
+    page.title("outbox");
+    page.row("state", or_unknown(&outbox.state));
+    page.row("waiting", &format!("{} readings, the oldest for {:.0} s", outbox.records, outbox.oldest_age_seconds));
+    let percent = (100 * outbox.bytes).checked_div(outbox.bytes_max).unwrap_or(0);
+    page.row("disk", &format!("{} of {} ({percent}%), {} when full", bytes(outbox.bytes), bytes(outbox.bytes_max), outbox.when_full));
+    page.row("sequence", &format!("next {}, durable {}, committed {}", outbox.next, outbox.durable, outbox.committed));
+    if outbox.dropped > 0 {
+        page.row("dropped", &outbox.dropped.to_string());
+    }
+    if outbox.damaged > 0 {
+        page.row("set aside as damaged", &outbox.damaged.to_string());
+    }
+}
+
+fn delivery(page: &mut Page, status: &Status) {
+    let delivery = &status.delivery;
+    page.title("delivery");
+    page.row("phase", &format!("{} since {}", or_unknown(&delivery.phase), delivery.since));
+    page.row("committed", &format!("{} records in {} transactions", delivery.records, delivery.transactions));
+    page.row("last commit", delivery.last_commit_at.as_deref().unwrap_or("-"));
+    if let Some(error) = &delivery.last_error {
+        page.row("last error", error);
+    }
+    for alarm in &delivery.alarms {
+        page.row("ALARM", alarm);
+    }
+}
+
+fn or_unknown(text: &str) -> &str {
+    if text.is_empty() { "unknown" } else { text }
+}
+
+fn bytes(number: u64) -> String {
+    bytesize::ByteSize(number).display().iec().to_string()
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn title(&mut self, title: &str) {
+        let gap = if self.text.is_empty() { "" } else { "\n" };
+        let _ = writeln!(self.text, "{gap}{title}");
+    }
+
+    fn row(&mut self, name: &str, value: &str) {
+        let _ = writeln!(self.text, "{}", format!("  {name:<14}{value}").trim_end());
+    }
+
+    fn grid(&mut self, head: &[&str], rows: &[Vec<String>]) {
+        let width = |at: usize| {
+            let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
+            cells.chain([head[at].len()]).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..head.len()).map(width).collect();
+        let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            let _ = writeln!(self.text, "  {}", padded.join("  ").trim_end());
+        };
+        line(&mut head.iter().copied());
+        for row in rows {
+            line(&mut row.iter().map(String::as_str));
+        }
+    }
+}
