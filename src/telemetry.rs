@@ -131,7 +131,8 @@ fn log_panics() {
         let name = thread.name().unwrap_or("without a name");
         let place = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
         let payload = panic.payload();
-        let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text =
+            payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let text = text.unwrap_or("no text");
         log::error!(target: "fieldpost::panic", "thread {name} panicked at {place}: {text}");
     }));

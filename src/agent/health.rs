@@ -102,7 +102,11 @@ impl Health {
     fn not_ready(&self) -> Vec<String> {
         let down = |state: &str| !matches!(state, "up" | "held");
         let sources = self.inner.sources.status();
-        sources.iter().filter(|(_, s)| down(&s.state)).map(|(name, s)| format!("source {name} is {}", s.state)).collect()
+        sources
+            .iter()
+            .filter(|(_, s)| down(&s.state))
+            .map(|(name, s)| format!("source {name} is {}", s.state))
+            .collect()
     }
 }
 
@@ -155,11 +159,15 @@ impl Doors {
         let socket = match listen_on(&path) {
             Ok(listener) => {
                 let router = router(health.clone());
-                servers.push(tokio::spawn(async move { report("control socket", axum::serve(listener, router).await) }));
+                servers
+                    .push(tokio::spawn(async move { report("control socket", axum::serve(listener, router).await) }));
                 Some(path)
             }
             Err(error) => {
-                log::warn!("no control socket at {}: {error}; `fieldpost status` will not find this daemon", path.display());
+                log::warn!(
+                    "no control socket at {}: {error}; `fieldpost status` will not find this daemon",
+                    path.display()
+                );
                 None
             }
         };

@@ -23,7 +23,8 @@ pub struct Plan {
 pub fn plan(old: &Config, new: &Config) -> Plan {
     let added = new.sources.keys().filter(|name| !old.sources.contains_key(*name)).cloned().collect();
     let removed = old.sources.keys().filter(|name| !new.sources.contains_key(*name)).cloned().collect();
-    let differs = |(name, source): &(&String, &crate::config::Source)| new.sources.get(*name).is_some_and(|n| n != *source);
+    let differs =
+        |(name, source): &(&String, &crate::config::Source)| new.sources.get(*name).is_some_and(|n| n != *source);
     let changed = old.sources.iter().filter(differs).map(|(name, _)| name.clone()).collect();
     Plan { added, removed, changed, log: old.agent.log != new.agent.log, restart: needs_restart(old, new) }
 }

@@ -85,6 +85,9 @@ impl Sources {
 
 async fn stop(name: &str, handle: &SourceHandle, within: Duration) {
     if tokio::time::timeout(within, handle.stop()).await.is_err() {
-        log::warn!("source {name} did not finish within {} s; what it did not acknowledge comes again", within.as_secs());
+        log::warn!(
+            "source {name} did not finish within {} s; what it did not acknowledge comes again",
+            within.as_secs()
+        );
     }
 }

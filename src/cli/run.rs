@@ -9,14 +9,16 @@ use crate::telemetry::Telemetry;
 
 /// Run the daemon
 #[derive(Debug, Args)]
-#[command(after_help = "TERM or INT stops it in order (sources acknowledge what they took, delivery ends its transaction), a second one
+#[command(
+    after_help = "TERM or INT stops it in order (sources acknowledge what they took, delivery ends its transaction), a second one
 at once. HUP reads the configuration again: sources and the log filter change while running, a configuration
 with mistakes is refused. It logs to the journal under systemd, else to standard error.
 
 Examples:
   fieldpost run
   fieldpost run --config ./fieldpost.toml --set agent.state_dir=/tmp/fieldpost --set agent.log=debug
-  FIELDPOST_OUTBOX__MAX_BYTES=64MiB fieldpost run")]
+  FIELDPOST_OUTBOX__MAX_BYTES=64MiB fieldpost run"
+)]
 pub(super) struct Run {
     #[command(flatten)]
     config: ConfigArguments,

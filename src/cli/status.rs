@@ -82,7 +82,8 @@ fn ask(path: &Path) -> io::Result<Status> {
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
     let split = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let Some(split) = split.filter(|_| answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200")) else {
+    let Some(split) = split.filter(|_| answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
+    else {
         return Err(io::Error::other("the answer is not a status"));
     };
     serde_json::from_slice(&answer[split + 4..]).map_err(io::Error::other)

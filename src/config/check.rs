@@ -179,12 +179,7 @@ impl Missing<'_> {
         }
     }
 
-    fn keys<'k>(
-        &mut self,
-        table: Option<&figment::value::Dict>,
-        keys: impl Iterator<Item = &'k Key>,
-        path: &str,
-    ) {
+    fn keys<'k>(&mut self, table: Option<&figment::value::Dict>, keys: impl Iterator<Item = &'k Key>, path: &str) {
         for key in keys {
             let (value, inner) = (table.and_then(|table| table.get(key.name)), join(path, key.name));
             match (&key.shape, value) {

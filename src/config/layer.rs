@@ -2,7 +2,7 @@
 //! place. Layers are merged by figment, later ones win.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value as FigmentValue};
 use figment::{Metadata, Profile, Provider};
@@ -71,6 +71,8 @@ fn to_dict(table: &BTreeMap<String, Node>) -> Dict {
 /// The tree of one layer.
 #[derive(Debug, Clone, Default)]
 pub struct Layer {
+    /// The file it was read from.
+    pub path: Option<PathBuf>,
     /// Its top level.
     pub table: BTreeMap<String, Node>,
 }
@@ -97,7 +99,7 @@ impl Layer {
                 text: format!("not TOML: {}", error.message().trim()),
             });
         }
-        Self { table: from_table(table.get_ref(), &place) }
+        Self { path: Some(path.to_owned()), table: from_table(table.get_ref(), &place) }
     }
 
     /// Takes the variables `FIELDPOST_SECTION__KEY`. Names of sources are matched to those of `below` without regard to
@@ -189,7 +191,8 @@ impl Layer {
 fn read_value(text: &str, shape: Option<&Shape>, place: &Place) -> Result<Value, String> {
     let parse = |text: &str| {
         let document = format!("value = {text}");
-        let table = DeTable::parse(&document).map_err(|error| format!("not a TOML value: {}", error.message().trim()))?;
+        let table =
+            DeTable::parse(&document).map_err(|error| format!("not a TOML value: {}", error.message().trim()))?;
         let mut table = from_table(table.get_ref(), &|_| place.clone());
         Ok(table.remove("value").map_or(Value::Text(String::new()), |node| node.value))
     };

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use figment::value::Value as FigmentValue;
 use figment::{Figment, Provider as _};
 
 use super::layer::Layer;
@@ -34,7 +35,8 @@ pub struct Loaded {
 
 /// Loads and checks, with the variables of this process.
 pub fn load(origin: &Origin) -> Result<Loaded, Mistakes> {
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     load_with(origin, variables)
 }
 
@@ -63,34 +65,54 @@ pub fn load_with(origin: &Origin, variables: impl Iterator<Item = (String, Strin
     }
 
     let mut warnings = Vec::new();
-    match extract(&layers, mistakes.is_empty()) {
-        Ok(config) => rules::check(&config, &places, &main, &mut mistakes, &mut warnings),
-        Err(text) if mistakes.is_empty() => mistakes.push(Mistake { place: main, key: String::new(), text }),
-        Err(_) => {}
+    if !mistakes.is_empty() {
+        if let Some(config) = extract_around(&layers) {
+            rules::check(&config, &places, &main, &mut mistakes, &mut warnings);
+        }
+        return Err(in_order(mistakes, &layers));
     }
-    match (mistakes.is_empty(), extract(&layers, true)) {
-        (true, Ok(config)) => Ok(Loaded { config, warnings }),
-        _ => Err(Mistakes(mistakes)),
-    }
+    let config = match extract(&layers) {
+        Ok(config) => config,
+        // Reached only where the schema and the structs disagree.
+        Err(text) => return Err(Mistakes(vec![Mistake { place: main, key: String::new(), text }])),
+    };
+    rules::check(&config, &places, &main, &mut mistakes, &mut warnings);
+    if mistakes.is_empty() { Ok(Loaded { config, warnings }) } else { Err(in_order(mistakes, &layers)) }
+}
+
+/// In the order in which they were read: by file and line, then variables, then arguments.
+fn in_order(mut mistakes: Vec<Mistake>, layers: &[Layer]) -> Mistakes {
+    mistakes.sort_by_key(|mistake| match &mistake.place {
+        Place::Line(path, line) => {
+            (layers.iter().position(|layer| layer.path.as_ref() == Some(path)).unwrap_or(0), *line)
+        }
+        Place::Variable(_) => (layers.len(), 0),
+        Place::Argument(_) => (layers.len() + 1, 0),
+    });
+    Mistakes(mistakes)
 }
 
 fn merge(layers: &[Layer]) -> Figment {
     layers.iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
 }
 
-/// The typed configuration. With mistakes in it, what was taken out as wrong or is missing gets a stand-in, so that the
-/// remaining rules can be checked in the same run.
-fn extract(layers: &[Layer], whole: bool) -> Result<Config, String> {
-    let figment = if whole {
-        merge(layers)
-    } else {
-        let stand_in = Layer::from_arguments(
-            &["agent.id=unknown".to_owned(), "delivery.kafka.bootstrap_servers=unknown:1".to_owned()],
-            &mut Vec::new(),
-        );
-        layers.iter().fold(Figment::from(&stand_in), |figment, layer| figment.merge(layer))
-    };
-    figment.extract().map_err(|error| error.to_string())
+/// The typed configuration.
+fn extract(layers: &[Layer]) -> Result<Config, String> {
+    merge(layers).extract().map_err(|error| error.to_string())
+}
+
+/// The typed configuration around mistakes: what was taken out as wrong or is missing gets a stand-in, and sources that
+/// cannot be read are left out, so that the remaining rules can be checked in the same run.
+fn extract_around(layers: &[Layer]) -> Option<Config> {
+    let stand_in = ["agent.id=unknown".to_owned(), "delivery.kafka.bootstrap_servers=unknown:1".to_owned()];
+    let stand_in = Layer::from_arguments(&stand_in, &mut Vec::new());
+    let figment = layers.iter().fold(Figment::from(&stand_in), |figment, layer| figment.merge(layer));
+    let mut dict = figment.data().ok()?.remove(&figment::Profile::Default)?;
+    let sources = dict.remove("sources").and_then(|sources| sources.into_dict()).unwrap_or_default();
+    let mut config: Config = FigmentValue::from(dict).deserialize().ok()?;
+    let typed = sources.into_iter().filter_map(|(name, source)| Some((name, source.deserialize().ok()?)));
+    config.sources = typed.collect();
+    Some(config)
 }
 
 /// The layers of the main file and of those beside it.

@@ -42,7 +42,8 @@ pub(super) fn check(
     delivery(config, &mut wrong);
     sources(config, &mut wrong);
     for mistake in wrong.found {
-        let known = |key: &str| mistakes.iter().any(|other| other.key == key || other.key.starts_with(&format!("{key}[")));
+        let known =
+            |key: &str| mistakes.iter().any(|other| other.key == key || other.key.starts_with(&format!("{key}[")));
         let others: &[&str] = match mistake.key.as_str() {
             "delivery.message_timeout" | "delivery.max_wait" => &["delivery.transaction_timeout"],
             "outbox.record_bytes_max" => &["outbox.max_bytes", "outbox.held_bytes_max"],
@@ -91,7 +92,10 @@ fn delivery(config: &Config, wrong: &mut Report<'_>) {
         wrong.at("delivery.ledger_topic", "found \"off\"; exactly-once delivery needs its ledger");
     }
     if delivery.ledger_topic == delivery.dead_letter_topic {
-        wrong.at("delivery.dead_letter_topic", "the same topic as delivery.ledger_topic; dead letters need one of their own");
+        wrong.at(
+            "delivery.dead_letter_topic",
+            "the same topic as delivery.ledger_topic; dead letters need one of their own",
+        );
     }
     let limit = delivery.transaction_timeout;
     for (key, value) in [("message_timeout", delivery.message_timeout), ("max_wait", delivery.max_wait)] {
@@ -143,7 +147,10 @@ fn mqtt_source(table: &str, mqtt: &Mqtt, wrong: &mut Report<'_>) {
         wrong.at(&format!("{table}.version"), format!("found {}; allowed: 5, or 3 for 3.1.1", mqtt.version));
     }
     if mqtt.subscribe.is_empty() {
-        wrong.at(&format!("{table}.subscribe"), "found an empty list; allowed: at least one { topic = \"...\", qos = 1 }");
+        wrong.at(
+            &format!("{table}.subscribe"),
+            "found an empty list; allowed: at least one { topic = \"...\", qos = 1 }",
+        );
     }
     let secure = mqtt.url.starts_with("mqtts:") || mqtt.url.starts_with("wss:");
     if let Some(tls) = &mqtt.tls {
@@ -157,7 +164,8 @@ fn mqtt_source(table: &str, mqtt: &Mqtt, wrong: &mut Report<'_>) {
 
 fn serial_source(table: &str, serial: &Serial, config: &Config, wrong: &mut Report<'_>) {
     if serial.frame_bytes_max > config.outbox.held_bytes_max {
-        let text = format!("{} is above outbox.held_bytes_max ({})", serial.frame_bytes_max, config.outbox.held_bytes_max);
+        let text =
+            format!("{} is above outbox.held_bytes_max ({})", serial.frame_bytes_max, config.outbox.held_bytes_max);
         wrong.at(&format!("{table}.frame_bytes_max"), text);
     }
 }
@@ -196,7 +204,10 @@ fn notices(config: &Config, look: &mut Report<'_>) {
         }
         if let Source::Mqtt(mqtt) = source {
             if mqtt.tls.as_ref().is_some_and(|tls| !tls.verify) {
-                look.at(&format!("sources.{name}.tls.verify"), "the broker's certificate is not checked: for trials only");
+                look.at(
+                    &format!("sources.{name}.tls.verify"),
+                    "the broker's certificate is not checked: for trials only",
+                );
             }
         }
     }

@@ -67,7 +67,10 @@ const AGENT: &[Key] = &[
     required("id", Shape::Text(values::agent_id, "text, [A-Za-z0-9._-]{1,64}")),
     key("on_hardware_change", Shape::Word(&["hold", "adopt", "fresh"])),
     key("state_dir", PATH),
-    key("log", Shape::Text(values::log_filter, "a level, or levels by target as in \"info,fieldpost::delivery=debug\"")),
+    key(
+        "log",
+        Shape::Text(values::log_filter, "a level, or levels by target as in \"info,fieldpost::delivery=debug\""),
+    ),
 ];
 
 const OUTBOX: &[Key] = &[
@@ -112,7 +115,8 @@ const KAFKA: &[Key] = &[
     key("properties", Shape::Map(values::not_empty, &Shape::Text(values::any, "text, as librdkafka wants it"))),
 ];
 
-const TLS: &[Key] = &[key("ca_file", PATH), key("cert_file", PATH), key("key_file", PATH), key("verify", Shape::Boolean)];
+const TLS: &[Key] =
+    &[key("ca_file", PATH), key("cert_file", PATH), key("key_file", PATH), key("verify", Shape::Boolean)];
 
 const SASL: &[Key] = &[
     required("mechanism", Shape::Word(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"])),
@@ -121,7 +125,8 @@ const SASL: &[Key] = &[
     key("password_credential", TEXT),
 ];
 
-const SOURCE: Shape = Shape::Tagged { tag: "type", variants: &[("mqtt", &[MQTT, MAPPING]), ("serial", &[SERIAL, MAPPING])] };
+const SOURCE: Shape =
+    Shape::Tagged { tag: "type", variants: &[("mqtt", &[MQTT, MAPPING]), ("serial", &[SERIAL, MAPPING])] };
 
 const MQTT: &[Key] = &[
     required("url", Shape::Text(values::mqtt_url, "as in \"mqtts://broker:8883\"")),
@@ -158,8 +163,10 @@ const SERIAL: &[Key] = &[
     key("keep_first_partial", Shape::Boolean),
 ];
 
-const FRAMING: Shape =
-    Shape::Tagged { tag: "type", variants: &[("delimiter", &[&[key("delimiter", Shape::Text(values::not_empty, "text"))]])] };
+const FRAMING: Shape = Shape::Tagged {
+    tag: "type",
+    variants: &[("delimiter", &[&[key("delimiter", Shape::Text(values::not_empty, "text"))]])],
+};
 
 const MAPPING: &[Key] = &[
     key("topic", TEXT),

@@ -27,12 +27,20 @@ pub(super) fn not_empty(text: &str) -> Verdict {
 
 pub(super) fn agent_id(text: &str) -> Verdict {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    accept_if((1..=64).contains(&text.len()) && text.chars().all(legal), text, "[A-Za-z0-9._-]{1,64}, unique in the fleet")
+    accept_if(
+        (1..=64).contains(&text.len()) && text.chars().all(legal),
+        text,
+        "[A-Za-z0-9._-]{1,64}, unique in the fleet",
+    )
 }
 
 pub(super) fn source_name(text: &str) -> Verdict {
     let legal = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-    accept_if((1..=64).contains(&text.len()) && text.chars().all(legal), text, "names of sources are [A-Za-z0-9_-]{1,64}")
+    accept_if(
+        (1..=64).contains(&text.len()) && text.chars().all(legal),
+        text,
+        "names of sources are [A-Za-z0-9_-]{1,64}",
+    )
 }
 
 /// Levels, alone or by target. Stricter than the library, which takes a misspelt level for the name of a target.
@@ -181,7 +189,8 @@ pub(super) fn window(text: &str) -> Verdict {
 }
 
 pub(super) fn percent(text: &str) -> Verdict {
-    let good = text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok()).is_some_and(|n| (1..=100).contains(&n));
+    let good =
+        text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok()).is_some_and(|n| (1..=100).contains(&n));
     accept_if(good, text, "1% to 100%, as in \"25%\"")
 }
 
@@ -230,10 +239,22 @@ mod tests {
             (outbox_max_bytes, &["8MiB", "1GiB"], &["7MiB", "8MB", "8"]),
             (sync, &["batch", "interval:500ms"], &["always", "interval:", "interval:0ms", "interval:2h"]),
             (rate, &["off", "2MiB/s", "5000/s"], &["2MiB", "0/s", "fast", "/s"]),
-            (window, &["Mon-Fri 22:00-06:00", "Sun 00:00-23:59"], &["Mon", "mon 22:00-06:00", "Mon 24:00-06:00", "Mon 9:00-10:00"]),
+            (
+                window,
+                &["Mon-Fri 22:00-06:00", "Sun 00:00-23:59"],
+                &["Mon", "mon 22:00-06:00", "Mon 24:00-06:00", "Mon 9:00-10:00"],
+            ),
             (percent, &["1%", "100%"], &["0%", "101%", "50", "half"]),
-            (host_port, &["kafka:9092", "10.0.0.1:1", "[::1]:9092"], &["kafka", "kafka:0", ":9092", "a,b:1", "::1:9092"]),
-            (mqtt_url, &["mqtt://b:1883", "wss://b/mqtt", "unix:///run/m.sock"], &["http://b", "b:1883", "mqtt://", ""]),
+            (
+                host_port,
+                &["kafka:9092", "10.0.0.1:1", "[::1]:9092"],
+                &["kafka", "kafka:0", ":9092", "a,b:1", "::1:9092"],
+            ),
+            (
+                mqtt_url,
+                &["mqtt://b:1883", "wss://b/mqtt", "unix:///run/m.sock"],
+                &["http://b", "b:1883", "mqtt://", ""],
+            ),
             (topic_filter, &["#", "a/+/b/#", "+", "/"], &["", "a#", "a/#/b", "a+/b"]),
             (serial_line, &["8N1", "7E1", "5O2"], &["8N", "9N1", "8n1", "8N3"]),
             (kafka_topic, &["a.b-c_9"], &["", ".", "a/b"]),

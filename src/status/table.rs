@@ -47,8 +47,8 @@ fn sources(page: &mut Page, status: &Status) {
     }
     let head = ["name", "type", "state", "received", "accepted", "acked", "rejected", "duplicates", "last"];
     let cells = |(name, source): (&String, &SourceStatus)| {
-        let numbers =
-            [source.received, source.accepted, source.acknowledged, source.rejected, source.duplicates].map(|n| n.to_string());
+        let numbers = [source.received, source.accepted, source.acknowledged, source.rejected, source.duplicates]
+            .map(|n| n.to_string());
         let mut cells = vec![name.clone(), source.r#type.clone(), source.state.clone()];
         cells.extend(numbers);
         cells.push(source.last_at.clone().unwrap_or_else(|| "-".to_owned()));
@@ -69,7 +69,10 @@ fn outbox(page: &mut Page, status: &Status) {
     page.row("state", or_unknown(&outbox.state));
     page.row("waiting", &format!("{} readings, the oldest for {:.0} s", outbox.records, outbox.oldest_age_seconds));
     let percent = (100 * outbox.bytes).checked_div(outbox.bytes_max).unwrap_or(0);
-    page.row("disk", &format!("{} of {} ({percent}%), {} when full", bytes(outbox.bytes), bytes(outbox.bytes_max), outbox.when_full));
+    page.row(
+        "disk",
+        &format!("{} of {} ({percent}%), {} when full", bytes(outbox.bytes), bytes(outbox.bytes_max), outbox.when_full),
+    );
     page.row("sequence", &format!("next {}, durable {}, committed {}", outbox.next, outbox.durable, outbox.committed));
     if outbox.dropped > 0 {
         page.row("dropped", &outbox.dropped.to_string());
