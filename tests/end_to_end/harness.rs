@@ -1,6 +1,14 @@
 //! What the tests are made of. Each part owns one real thing and cleans up after itself.
 
+pub mod agent;
 pub mod kafka;
+pub mod meter;
+pub mod oracle;
+pub mod payload;
+pub mod proxy;
+pub mod publisher;
+pub mod rig;
+pub mod serial;
 pub mod workdir;
 
 use std::time::{Duration, Instant};
@@ -8,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How long a hopeless wait lasts. No test passes or fails by how fast something was within it.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// Waits until `done` gives a value; panics with `what` and the last `state` after [`LIMIT`].
+/// Waits until `done` gives a value; panics with `what` after [`LIMIT`].
 pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -17,5 +25,43 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < deadline, "waited {} s in vain: {what}", LIMIT.as_secs());
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The seed of all random choices of this run: `TEST_SEED`, or a fresh one. Printed, so that a failed run can be replayed.
+pub fn seed() -> u64 {
+    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *SEED.get_or_init(|| {
+        let seed = std::env::var("TEST_SEED").ok().map(|text| text.parse().expect("TEST_SEED is a number"));
+        let seed = seed.unwrap_or_else(|| getrandom::u64().unwrap() >> 16);
+        eprintln!("TEST_SEED={seed}");
+        seed
+    })
+}
+
+/// A stream of random numbers of the run's seed, one per `name`.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(name: &str) -> Self {
+        Self(name.bytes().fold(seed() | 1, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
+    }
+
+    /// splitmix64 (Steele, Lea, Flood 2014).
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number from `from` up to and without `to`.
+    pub fn within(&mut self, from: u64, to: u64) -> u64 {
+        from + self.next() % (to - from)
+    }
+
+    pub fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.within(from, to))
     }
 }

@@ -9,3 +9,4 @@
 mod harness;
 
 mod brokers;
+mod harness_tests;
