@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::record::ReceiptTime;
 
 /// Now, on both clocks.
+#[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn now() -> ReceiptTime {
     let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     ReceiptTime {
