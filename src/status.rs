@@ -80,6 +80,9 @@ pub struct SourceStatus {
     pub last_at: Option<String>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// Standing alarms: what the owner must do.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 /// The daemon as a whole.

@@ -36,6 +36,55 @@ impl Source {
     }
 }
 
+/// Keys that `[sources.NAME]` may have for a `type`; empty if there is no such type. (serde cannot refuse unknown keys
+/// where tables are flattened into one, so the loader does.) A test keeps the lists equal to the structs.
+pub fn known_keys(type_name: &str) -> &'static [&'static str] {
+    match type_name {
+        "mqtt" => &[
+            "type",
+            "url",
+            "version",
+            "client_id",
+            "username",
+            "password_file",
+            "password_credential",
+            "tls",
+            "subscribe",
+            "keep_alive",
+            "session_expiry",
+            "receive_maximum",
+            "packet_bytes_max",
+            "retained",
+            "redelivery_dedup",
+            "status_topic",
+            "topic",
+            "device",
+            "body",
+            "decode",
+            "share_max",
+            "priority",
+        ],
+        "serial" => &[
+            "type",
+            "path",
+            "baud",
+            "line",
+            "flow",
+            "framing",
+            "frame_bytes_max",
+            "silent_after",
+            "keep_first_partial",
+            "topic",
+            "device",
+            "body",
+            "decode",
+            "share_max",
+            "priority",
+        ],
+        _ => &[],
+    }
+}
+
 /// How a message or frame becomes a record: settings of every source, in its table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -285,5 +334,34 @@ impl Framing {
 impl Default for Framing {
     fn default() -> Self {
         Self::Delimiter { delimiter: Self::default_delimiter() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn keys_of(source: &Source) -> BTreeSet<String> {
+        serde_json::to_value(source).unwrap().as_object().unwrap().keys().cloned().collect()
+    }
+
+    #[test]
+    fn the_known_keys_are_those_of_the_structs() {
+        // Settings that are absent by default are not serialised: they are given a value here.
+        let mqtt = Mqtt {
+            client_id: Some(String::new()),
+            username: Some(String::new()),
+            password_file: Some(PathBuf::new()),
+            password_credential: Some(String::new()),
+            tls: Some(Tls::default()),
+            ..Mqtt::default()
+        };
+        for source in [Source::Mqtt(mqtt), Source::Serial(Serial::default())] {
+            let known: BTreeSet<String> = known_keys(source.type_name()).iter().map(|key| (*key).to_owned()).collect();
+            assert_eq!(keys_of(&source), known, "{}", source.type_name());
+        }
+        assert!(known_keys("carrier-pigeon").is_empty());
     }
 }

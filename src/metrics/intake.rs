@@ -23,6 +23,11 @@ pub struct IntakeMetrics {
     rejected: Family<SourceLabel, Counter>,
     bad: Family<SourceLabel, Counter>,
     connects: Family<SourceLabel, Counter>,
+    sessions_lost: Family<SourceLabel, Counter>,
+    bytes: Family<SourceLabel, Counter>,
+    partial_bytes: Family<SourceLabel, Counter>,
+    line_errors: Family<SourceLabel, Counter>,
+    line_counters: Family<SourceLabel, Gauge>,
     up: Family<SourceLabel, Gauge>,
 }
 
@@ -37,6 +42,11 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     pub bad: Counter,
     pub connects: Counter,
+    pub sessions_lost: Counter,
+    pub bytes: Counter,
+    pub partial_bytes: Counter,
+    pub line_errors: Counter,
+    pub line_counters: Gauge,
     pub up: Gauge,
 }
 
@@ -52,6 +62,27 @@ impl IntakeMetrics {
         registry.register("source_rejected", "Messages or frames refused or dropped", m.rejected.clone());
         registry.register("source_bad", "Readings of bad quality (kept as raw bytes)", m.bad.clone());
         registry.register("source_connects", "Connections or ports opened", m.connects.clone());
+        registry.register(
+            "source_sessions_lost",
+            "Times the broker had lost our session and perhaps messages with it",
+            m.sessions_lost.clone(),
+        );
+        registry.register("source_bytes", "Bytes read from the line", m.bytes.clone());
+        registry.register(
+            "source_partial_bytes",
+            "Bytes of unfinished frames that were discarded",
+            m.partial_bytes.clone(),
+        );
+        registry.register(
+            "source_line_errors",
+            "Errors that the kernel counted on the line: framing, parity, overrun, break",
+            m.line_errors.clone(),
+        );
+        registry.register(
+            "source_line_counters",
+            "1 if the driver counts line errors, 0 if it cannot: then source_line_errors says nothing",
+            m.line_counters.clone(),
+        );
         registry.register("source_up", "1 while the source is connected or open", m.up.clone());
         metrics
     }
@@ -67,6 +98,11 @@ impl IntakeMetrics {
             rejected: self.rejected.get_or_create_owned(&label),
             bad: self.bad.get_or_create_owned(&label),
             connects: self.connects.get_or_create_owned(&label),
+            sessions_lost: self.sessions_lost.get_or_create_owned(&label),
+            bytes: self.bytes.get_or_create_owned(&label),
+            partial_bytes: self.partial_bytes.get_or_create_owned(&label),
+            line_errors: self.line_errors.get_or_create_owned(&label),
+            line_counters: self.line_counters.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
         }
     }

@@ -1,0 +1,375 @@
+//! One connection of an MQTT source, from CONNECT to its end. Polls the link and does nothing that waits: messages go to
+//! the stage with a permit, decisions come from `session`, files are written elsewhere.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::inlet::{Inlet, NoRoom};
+use super::link::{Event, Link, LinkError, Publish, Sender, Settings};
+use super::session::{AckBarrier, End, Subscriptions, all_held, shortfall};
+use super::subscriptions::SubscriptionFile;
+use crate::intake::losses::Losses;
+use crate::intake::source::{Board, Input};
+use crate::outbox::{Control, HeldBytes};
+use crate::record::Qos;
+
+/// For the broker's PUBACK of our farewell, and for DISCONNECT to leave.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+/// A refused subscription is tried again this often.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
+/// A session of this length ends the alarms that speak of short ones.
+const LONG_SESSION: Duration = Duration::from_secs(10);
+
+/// The status topic: who listens there sees whether this source is connected.
+#[derive(Debug, Clone)]
+pub(super) struct StatusTopic {
+    pub(super) topic: String,
+    pub(super) online: String,
+    pub(super) offline: String,
+}
+
+/// What does not change from one connection of a source to the next.
+#[derive(Clone)]
+pub(super) struct Plan {
+    pub(super) version: u8,
+    pub(super) wanted: Arc<[(String, Qos)]>,
+    pub(super) file: SubscriptionFile,
+    pub(super) board: Board,
+    pub(super) inputs: mpsc::UnboundedSender<Input>,
+    pub(super) held: HeldBytes,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) keep_alive: Duration,
+    pub(super) drop_retained: bool,
+    pub(super) decoded: bool,
+    pub(super) status: Option<StatusTopic>,
+}
+
+/// What a connection leaves behind.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) end: End,
+    /// How long the session lasted; `None` without CONNACK.
+    pub(super) connected: Option<Duration>,
+    /// What is known about the subscriptions now.
+    pub(super) known: Subscriptions,
+    /// What is not yet told.
+    pub(super) losses: Losses,
+}
+
+/// One connection. See the module's description.
+pub(super) struct Connection {
+    plan: Plan,
+    sender: Arc<Sender>,
+    barrier: AckBarrier,
+    known: Subscriptions,
+    /// What was known before this connection.
+    loaded: Subscriptions,
+    inlet: Inlet,
+    connected_at: Option<Instant>,
+    unsubscribing: usize,
+    granted: bool,
+    born: bool,
+    subscribe_again: Option<Instant>,
+    storing: Option<JoinHandle<()>>,
+    /// Counts events, to notice a link that stands still.
+    events: u64,
+    events_seen: (u64, Instant),
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Messages are taken.
+    Taking,
+    /// The source stops: waits until everything taken is answered.
+    Draining(oneshot::Receiver<()>),
+    /// `offline` is on its way.
+    Farewell(Instant),
+    /// DISCONNECT is on its way.
+    Leaving(Instant, End),
+}
+
+/// Connects and stays until the connection ends. `known`: what is known about the subscriptions.
+pub(super) async fn run(plan: Plan, settings: Settings, known: Subscriptions, losses: Losses) -> Report {
+    let mut link = Link::new(&settings);
+    // Secrets are needed no longer than this.
+    drop(settings);
+    let now = Instant::now();
+    let sender = Arc::new(link.sender());
+    let inlet = Inlet {
+        board: plan.board.clone(),
+        inputs: plan.inputs.clone(),
+        held: plan.held.clone(),
+        sender: sender.clone(),
+        drop_retained: plan.drop_retained,
+        decoded: plan.decoded,
+        losses,
+        lost_topic: None,
+    };
+    let mut connection = Connection {
+        sender,
+        inlet,
+        plan,
+        barrier: AckBarrier::new(),
+        loaded: known.clone(),
+        known,
+        connected_at: None,
+        unsubscribing: 0,
+        granted: false,
+        born: false,
+        subscribe_again: None,
+        storing: None,
+        events: 0,
+        events_seen: (0, now),
+        phase: Phase::Taking,
+    };
+    let end = connection.drive(&mut link).await;
+    for publish in link.leftovers() {
+        connection.message(publish);
+    }
+    drop(link);
+    if let Some(storing) = connection.storing.take() {
+        let _ = storing.await;
+    }
+    Report {
+        end,
+        connected: connection.connected_at.map(|at| at.elapsed()),
+        known: connection.known,
+        losses: connection.inlet.losses,
+    }
+}
+
+impl Connection {
+    async fn drive(&mut self, link: &mut Link) -> End {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stop = self.plan.stop.clone();
+        loop {
+            // The future is not safe to cancel: it is polled until it is done, whatever else happens meanwhile.
+            let event = {
+                let mut next = std::pin::pin!(link.next());
+                loop {
+                    tokio::select! {
+                        event = &mut next => break event,
+                        _ = tick.tick() => if let Some(end) = self.tick() { return end },
+                        _ = stop.wait_for(|stop| *stop), if matches!(self.phase, Phase::Taking) => {
+                            if self.connected_at.is_none() {
+                                return End::Stopped;
+                            }
+                            self.drain();
+                        }
+                        () = drained(&mut self.phase) => self.farewell(),
+                    }
+                }
+            };
+            self.events += 1;
+            match event {
+                Ok(Event::DisconnectWritten) => {
+                    return match std::mem::replace(&mut self.phase, Phase::Taking) {
+                        Phase::Leaving(_, end) => end,
+                        _ => End::Stopped,
+                    };
+                }
+                Ok(event) => self.event(event),
+                Err(error) => {
+                    return match std::mem::replace(&mut self.phase, Phase::Taking) {
+                        Phase::Taking => End::Lost(error),
+                        Phase::Leaving(_, end) => end,
+                        Phase::Draining(_) | Phase::Farewell(_) => End::Stopped,
+                    };
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Publish(publish) => {
+                if publish.qos == Qos::AtLeastOnce {
+                    self.barrier.publish(publish.id);
+                }
+                self.message(publish);
+            }
+            Event::Released(id) => self.inlet.send(Input::Control(Control::Released(vec![id]))),
+            Event::AckWritten(id) => self.barrier.ack_written(id),
+            Event::PingWritten => self.barrier.ping_written(),
+            Event::PingAnswered => {
+                let done = self.barrier.ping_answered();
+                if !done.is_empty() {
+                    self.inlet.send(Input::Control(Control::Released(done)));
+                }
+            }
+            Event::Connected { session_present } => self.connected(session_present),
+            Event::Subscribed(granted) => self.subscribed(&granted),
+            Event::Unsubscribed => {
+                self.unsubscribing = self.unsubscribing.saturating_sub(1);
+                self.settle();
+            }
+            Event::OwnTaken(outcome) => self.own_taken(outcome),
+            Event::DisconnectWritten | Event::Other => {}
+        }
+    }
+
+    fn connected(&mut self, session_present: bool) {
+        let board = &self.plan.board;
+        self.connected_at = Some(Instant::now());
+        board.metrics.connects.inc();
+        board.state("up");
+        log::info!("source {}: connected, session {}", board.name, if session_present { "resumed" } else { "new" });
+        if !session_present {
+            if !self.known.filters.is_empty() {
+                board.metrics.sessions_lost.inc();
+                let text = "the broker has lost our session: messages it held for us may be gone, and nobody downstream can repair that; look at the broker's persistence and session expiry";
+                log::warn!("source {}: {text}", board.name);
+                board.error(text);
+            }
+            self.inlet.send(Input::Control(Control::SessionCleared));
+        }
+        if self.known.must_subscribe(self.plan.version, session_present, &self.plan.wanted) {
+            self.known = self.known.before_connect(&self.plan.wanted);
+            self.sender.subscribe(&self.plan.wanted);
+        } else {
+            self.granted = true;
+            self.birth();
+        }
+        if session_present {
+            for filter in self.known.unwanted(&self.plan.wanted) {
+                log::info!(
+                    "source {}: unsubscribing from {filter}, which is no longer configured",
+                    self.plan.board.name
+                );
+                self.unsubscribing += usize::from(self.sender.unsubscribe(&filter));
+            }
+        }
+        self.settle();
+    }
+
+    fn subscribed(&mut self, granted: &[Result<Qos, String>]) {
+        let text = shortfall(&self.plan.wanted, granted);
+        if self.plan.board.alarm("subscription", text.clone()) {
+            match text {
+                Some(text) => log::error!("source {}: {text}", self.plan.board.name),
+                None => log::info!("source {}: all subscriptions are granted now", self.plan.board.name),
+            }
+        }
+        self.granted = all_held(&self.plan.wanted, granted);
+        self.subscribe_again = (!self.granted).then(Instant::now);
+        self.birth();
+        self.settle();
+    }
+
+    /// Remembers the subscriptions once the broker confirmed all of them.
+    fn settle(&mut self) {
+        if !self.granted || self.unsubscribing > 0 {
+            return;
+        }
+        let now = Subscriptions::granted(&self.plan.wanted);
+        self.known = now.clone();
+        if self.plan.version != 3 && self.loaded == now {
+            return;
+        }
+        let (file, name, before) = (self.plan.file.clone(), self.plan.board.name.clone(), self.storing.take());
+        self.storing = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            super::store(file, now, &name).await;
+        }));
+    }
+
+    fn birth(&mut self) {
+        if let (Some(status), false) = (&self.plan.status, self.born) {
+            self.born = self.sender.publish_retained(&status.topic, &status.online);
+        }
+    }
+
+    fn own_taken(&mut self, outcome: Result<(), String>) {
+        let text = outcome.err().map(|why| {
+            let topic = self.plan.status.as_ref().map_or("", |status| &status.topic);
+            format!("the broker refused our status on {topic} ({why}): allow it, or set status_topic = \"off\"")
+        });
+        if self.plan.board.alarm("status_topic", text.clone())
+            && let Some(text) = text
+        {
+            log::warn!("source {}: {text}", self.plan.board.name);
+        }
+        if matches!(self.phase, Phase::Farewell(_)) {
+            self.leave(End::Stopped);
+        }
+    }
+
+    fn message(&mut self, publish: Publish) {
+        if !matches!(self.phase, Phase::Taking) && publish.qos != Qos::AtMostOnce {
+            // Unacknowledged: the broker sends it again on the next connection.
+            return;
+        }
+        if let Err(NoRoom) = self.inlet.message(publish) {
+            log::warn!(
+                "source {}: held_bytes_max is used up; disconnecting until there is room, the broker keeps the rest",
+                self.plan.board.name
+            );
+            self.leave(End::Held);
+        }
+    }
+
+    fn tick(&mut self) -> Option<End> {
+        let now = Instant::now();
+        if self.events != self.events_seen.0 {
+            self.events_seen = (self.events, now);
+        }
+        match &self.phase {
+            Phase::Farewell(deadline) if now >= *deadline => self.leave(End::Stopped),
+            Phase::Leaving(deadline, end) if now >= *deadline => return Some(end.clone()),
+            _ => {}
+        }
+        let lasted = self.connected_at?.elapsed();
+        if lasted >= LONG_SESSION {
+            self.plan.board.alarm("take_over", None);
+        }
+        if self.subscribe_again.is_some_and(|at| at.elapsed() >= SUBSCRIBE_AGAIN) {
+            self.subscribe_again = Some(now);
+            self.sender.subscribe(&self.plan.wanted);
+        }
+        self.inlet.tell_losses();
+        // A ping leaves at every keep-alive interval, so silence means that not even a write gets through.
+        let silence = now.duration_since(self.events_seen.1);
+        (silence > self.plan.keep_alive * 2 + Duration::from_secs(5))
+            .then(|| End::Lost(LinkError::Broken(format!("the connection stood still for {} s", silence.as_secs()))))
+    }
+
+    /// The source stops: nothing more is taken, what was taken is waited for.
+    fn drain(&mut self) {
+        let (done, drained) = oneshot::channel();
+        self.inlet.send(Input::Flush(done));
+        self.phase = Phase::Draining(drained);
+    }
+
+    fn farewell(&mut self) {
+        match &self.plan.status {
+            Some(status) if self.born => {
+                self.sender.publish_retained(&status.topic, &status.offline);
+                self.phase = Phase::Farewell(Instant::now() + FAREWELL_WITHIN);
+            }
+            _ => self.leave(End::Stopped),
+        }
+    }
+
+    /// Sends DISCONNECT behind the acknowledgements that wait; the session stays at the broker.
+    fn leave(&mut self, end: End) {
+        self.sender.disconnect();
+        self.phase = Phase::Leaving(Instant::now() + FAREWELL_WITHIN, end);
+    }
+}
+
+/// Resolves once everything taken is answered (or never will be, because the outbox is closed).
+async fn drained(phase: &mut Phase) {
+    match phase {
+        Phase::Draining(drained) => {
+            let _ = drained.await;
+        }
+        _ => std::future::pending().await,
+    }
+}
