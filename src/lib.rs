@@ -29,5 +29,6 @@ pub mod outbox;
 pub mod progress;
 pub mod promise;
 pub mod record;
+pub mod simulate;
 pub mod status;
 pub mod telemetry;
