@@ -6,6 +6,7 @@ mod config;
 mod exit;
 mod outbox;
 mod run;
+mod simulate;
 mod status;
 mod version;
 
@@ -54,6 +55,8 @@ enum Command {
     /// Show the configuration in force
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Simulate devices, to try a broker or a configuration
+    Simulate(simulate::Simulate),
     /// Print completions for a shell
     Completions(completions::Completions),
     /// Print the version
@@ -83,6 +86,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Status(command) => command.run(),
         Command::Outbox(command) => command.run(),
         Command::Config(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Version(command) => command.run(),
     }

@@ -182,7 +182,9 @@ mod tests {
     impl Observer for Log {
         fn on(&self, event: Event<'_>) {
             let line = match event {
-                Event::Written { counter, first, .. } => format!("written {counter}{}", if first { " first" } else { "" }),
+                Event::Written { counter, first, .. } => {
+                    format!("written {counter}{}", if first { " first" } else { "" })
+                }
                 Event::Unheard { counter, .. } => format!("unheard {counter}"),
                 _ => return,
             };

@@ -79,12 +79,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(
-        lane: usize,
-        options: Arc<FleetOptions>,
-        observer: Arc<dyn Observer>,
-        stop: watch::Receiver<bool>,
-    ) -> Self {
+    fn new(lane: usize, options: Arc<FleetOptions>, observer: Arc<dyn Observer>, stop: watch::Receiver<bool>) -> Self {
         let devices: Vec<Device> = options.device_indices(lane).map(|index| options.device(index)).collect();
         let topics = devices.iter().map(|device| options.topic(device.name())).collect();
         let names = devices.iter().map(|device| device.name().to_owned()).collect();

@@ -136,7 +136,8 @@ mod tests {
         assert_eq!((issued.device.as_str(), issued.counter), ("meter-1", 12));
 
         let fields: serde_json::Value = serde_json::from_str(&payload).unwrap();
-        let token = |name: &str| payload.split(&format!("\"{name}\":")).nth(1).unwrap().split([',', '}']).next().unwrap();
+        let token =
+            |name: &str| payload.split(&format!("\"{name}\":")).nth(1).unwrap().split([',', '}']).next().unwrap();
         let canonical = format!(
             r#"{{"device":"meter-1","ts":{},"metrics":[{{"name":"counter","value":12,"type":"i64"}},
                {{"name":"power_kw","value":{},"type":"f64"}},{{"name":"energy_kwh","value":{}}}],"quality":"good"}}"#,
