@@ -9,9 +9,16 @@ pub mod proxy;
 pub mod publisher;
 pub mod rig;
 pub mod serial;
+pub mod tls;
 pub mod workdir;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use meter::Meter;
+use publisher::Publisher;
 
 /// How long a hopeless wait lasts. No test passes or fails by how fast something was within it.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -64,4 +71,47 @@ impl Random {
     pub fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(self.within(from, to))
     }
+}
+
+/// Something that goes on beside a test: `step` again and again on a thread of its own until it is told to stop.
+pub struct Background<T> {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Background<T> {
+    pub fn start(mut worker: T, mut step: impl FnMut(&mut T) + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let body = move || {
+            while !told.load(SeqCst) {
+                step(&mut worker);
+            }
+            worker
+        };
+        let thread = std::thread::Builder::new().name("background".to_owned()).spawn(body).unwrap();
+        Self { stop, thread }
+    }
+
+    /// Gives back what it worked with. A panic over there is a panic here.
+    pub fn stop(self) -> T {
+        self.stop.store(true, SeqCst);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Readings at a moderate rate until it is stopped.
+pub fn publish_in_background(publisher: Publisher, devices: Vec<String>, qos: u8) -> Background<Publisher> {
+    Background::start(publisher, move |publisher| {
+        publisher.publish(&devices, qos, 25);
+        std::thread::sleep(Duration::from_millis(20));
+    })
+}
+
+/// Readings on a serial line until it is stopped.
+pub fn meter_in_background(meter: Meter) -> Background<Meter> {
+    Background::start(meter, |meter| {
+        meter.send(20);
+        std::thread::sleep(Duration::from_millis(20));
+    })
 }

@@ -5,8 +5,15 @@
 //! suite at another cluster, `TEST_SEED=n` replays the random choices of a run.
 
 #![allow(missing_docs, unreachable_pub, reason = "a test program has no outside")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failed test may panic and tell")]
 
 mod harness;
 
+mod bad_input;
 mod brokers;
+mod crash;
+mod delivery;
+mod full;
 mod harness_tests;
+mod outage;
+mod soak;

@@ -106,6 +106,11 @@ impl Kafka {
         self.nodes.len()
     }
 
+    /// Process ids of the nodes that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(Process::pid).collect()
+    }
+
     /// Where the proxy number `proxy` has to connect to for node `node` (both from 0).
     pub fn proxied_port(&self, proxy: usize, node: usize) -> u16 {
         self.nodes[node].proxied_ports[proxy]

@@ -18,14 +18,13 @@ pub struct Agent {
     http_port: u16,
     process: Option<Process>,
     expected_warnings: Vec<String>,
-    arguments: Vec<String>,
 }
 
 impl Agent {
     /// Nothing runs yet. Configuration and log are in `dir`.
     pub fn new(dir: &Path) -> Self {
         let http_port = free_port().unwrap();
-        Self { dir: dir.to_owned(), http_port, process: None, expected_warnings: Vec::new(), arguments: Vec::new() }
+        Self { dir: dir.to_owned(), http_port, process: None, expected_warnings: Vec::new() }
     }
 
     pub fn http_port(&self) -> u16 {
@@ -40,11 +39,6 @@ impl Agent {
         self.dir.join("state")
     }
 
-    /// More arguments for `fieldpost run`.
-    pub fn argument(&mut self, argument: &str) {
-        self.arguments.push(argument.to_owned());
-    }
-
     /// Warnings and errors that hold one of these texts are part of what is tested.
     pub fn expect_warnings(&mut self, texts: &[&str]) {
         self.expected_warnings.extend(texts.iter().map(|text| (*text).to_owned()));
@@ -53,8 +47,7 @@ impl Agent {
     /// Starts the daemon and does not wait.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs already");
-        let mut arguments = vec!["run".into(), "--config".into(), self.config_path().into_os_string()];
-        arguments.extend(self.arguments.iter().map(Into::into));
+        let arguments = vec!["run".into(), "--config".into(), self.config_path().into_os_string()];
         let log = self.dir.join("log");
         let process = Process::start("fieldpost", env!("CARGO_BIN_EXE_fieldpost"), arguments, &[], &log);
         self.process = Some(process.unwrap_or_else(|error| panic!("{error}")));
@@ -149,10 +142,6 @@ impl Agent {
 
     pub fn signal(&mut self, signal: Signal) {
         self.process.as_mut().expect("it was started").signal(signal).unwrap();
-    }
-
-    pub fn is_running(&self) -> bool {
-        self.process.is_some()
     }
 
     pub fn log(&self) -> String {

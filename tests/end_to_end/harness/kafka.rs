@@ -1,6 +1,7 @@
 //! The Kafka of a test: one for all by default, with topics of its own per test; and an independent reader.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,22 +12,53 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::proxy::{Proxy, Reserved};
 use super::workdir::run_dir;
 use super::{LIMIT, wait_for};
+
+struct Shared {
+    bootstrap: String,
+    /// Proxies in front of our own node, for one test each. They are listeners of the node, so their number is fixed at its
+    /// start.
+    proxies: Mutex<Vec<Proxy>>,
+    _own: Option<Mutex<Kafka>>,
+}
+
+/// How many tests can ask for a proxy.
+const PROXIES: usize = 12;
+
+fn shared_cluster() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| match std::env::var("TEST_KAFKA") {
+        Ok(bootstrap) => Shared { bootstrap, proxies: Mutex::default(), _own: None },
+        Err(_) => {
+            let (kafka, proxies) = start_proxied(&run_dir().join("shared-kafka"), PROXIES);
+            Shared { bootstrap: kafka.bootstrap(), proxies: Mutex::new(proxies), _own: Some(Mutex::new(kafka)) }
+        }
+    })
+}
+
+fn start_proxied(dir: &Path, count: usize) -> (Kafka, Vec<Proxy>) {
+    let reserved: Vec<_> = (0..count).map(|_| Reserved::new()).collect();
+    let proxies = reserved.iter().map(|reserved| vec![reserved.port()]).collect();
+    let kafka = Kafka::start(dir, &KafkaOptions { proxies, ..KafkaOptions::default() });
+    let kafka = kafka.unwrap_or_else(|error| panic!("{error}"));
+    let forward = |(number, reserved): (usize, Reserved)| reserved.forward(kafka.proxied_port(number, 0), true);
+    let proxies = reserved.into_iter().enumerate().map(forward).collect();
+    (kafka, proxies)
+}
 
 /// `host:port` of the cluster that all tests share: `TEST_KAFKA`, or a node that the first caller starts and that ends with
 /// the test program.
 pub fn shared() -> &'static str {
-    static SHARED: OnceLock<(String, Option<Mutex<Kafka>>)> = OnceLock::new();
-    let (bootstrap, _) = SHARED.get_or_init(|| match std::env::var("TEST_KAFKA") {
-        Ok(bootstrap) => (bootstrap, None),
-        Err(_) => {
-            let kafka = Kafka::start(&run_dir().join("shared-kafka"), &KafkaOptions::default());
-            let kafka = kafka.unwrap_or_else(|error| panic!("{error}"));
-            (kafka.bootstrap(), Some(Mutex::new(kafka)))
-        }
-    });
-    bootstrap
+    &shared_cluster().bootstrap
+}
+
+/// A bad network in front of the shared cluster, for this test alone. Another cluster (`TEST_KAFKA`) advertises its own
+/// addresses: clients would go round the proxy.
+pub fn proxy_to_shared() -> Proxy {
+    let proxy = shared_cluster().proxies.lock().unwrap().pop();
+    proxy.expect("a proxy is left; tests with a bad network cannot run with TEST_KAFKA")
 }
 
 /// Creates a topic in any cluster.

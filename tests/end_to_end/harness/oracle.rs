@@ -128,8 +128,9 @@ const KIND_GAP: u8 = 2;
 #[derive(Debug, Clone)]
 pub struct Gap {
     pub range: Option<(u64, u64)>,
+    /// How many readings a gap outside the sequence stands for.
+    pub count: u64,
     pub reason: String,
-    pub topic: String,
 }
 
 /// Sequences by incarnation, each as an inclusive range.
@@ -202,7 +203,8 @@ impl Gap {
             tally.fault(format!("{place}: a gap record without a reason"));
         }
         let range = value["from"].as_u64().zip(value["to"].as_u64());
-        Self { range, reason, topic: record.topic.clone() }
+        let count = value["count"].as_u64().unwrap_or(0);
+        Self { range, count, reason }
     }
 }
 
@@ -256,6 +258,11 @@ impl Tally {
     pub fn gap_readings(&self, reason: &str) -> u64 {
         let ranges = self.gaps.iter().filter(|gap| gap.reason == reason).filter_map(|gap| gap.range);
         ranges.map(|(from, to)| to - from + 1).sum()
+    }
+
+    /// How many readings the gap records of this reason count that were refused before they got a sequence.
+    pub fn gap_count(&self, reason: &str) -> u64 {
+        self.gaps.iter().filter(|gap| gap.reason == reason && gap.range.is_none()).map(|gap| gap.count).sum()
     }
 }
 

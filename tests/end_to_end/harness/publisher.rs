@@ -25,6 +25,8 @@ pub struct Publisher {
     oracle: Arc<Oracle>,
     /// Length of each payload.
     pub bytes: usize,
+    /// User name and password.
+    pub login: Option<(String, String)>,
     connection: Option<Connection>,
 }
 
@@ -40,7 +42,7 @@ struct Connection {
 impl Publisher {
     pub fn new(port: u16, client_id: &str, oracle: &Arc<Oracle>) -> Self {
         let (client_id, oracle) = (client_id.to_owned(), Arc::clone(oracle));
-        Self { port, client_id, oracle, bytes: 200, connection: None }
+        Self { port, client_id, oracle, bytes: 200, login: None, connection: None }
     }
 
     /// One reading of each device in turn, `count` in all, on `plant/DEVICE/telemetry`; waits for all acknowledgements. At
@@ -74,7 +76,7 @@ impl Publisher {
 
     /// Whether it worked. If not, the connection is given up.
     fn attempt(&mut self, action: impl FnOnce(&mut Connection) -> std::io::Result<()>) -> bool {
-        let open = || Connection::open(self.port, &self.client_id, &self.oracle).ok();
+        let open = || Connection::open(self.port, &self.client_id, self.login.as_ref(), &self.oracle).ok();
         let mut connection =
             self.connection.take().unwrap_or_else(|| wait_for("the MQTT broker to take the publisher", open));
         let worked = action(&mut connection).is_ok();
@@ -84,7 +86,12 @@ impl Publisher {
 }
 
 impl Connection {
-    fn open(port: u16, client_id: &str, oracle: &Arc<Oracle>) -> std::io::Result<Self> {
+    fn open(
+        port: u16,
+        client_id: &str,
+        login: Option<&(String, String)>,
+        oracle: &Arc<Oracle>,
+    ) -> std::io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LIMIT))?;
@@ -92,6 +99,9 @@ impl Connection {
         let mut new = Self { stream, received, under_way: HashMap::new(), packet_id: 0, oracle };
         let mut connect = Connect::new(client_id);
         connect.keep_alive = 0;
+        if let Some((user, password)) = login {
+            connect.set_login(user, password);
+        }
         new.put(&Packet::Connect(connect))?;
         match new.take()? {
             Packet::ConnAck(answer) if answer.code == ConnectReturnCode::Success => Ok(new),

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use fieldpost::demo::brokers::{Mosquitto, MosquittoOptions};
 
 use super::agent::Agent;
-use super::kafka::{create_topic, shared};
+use super::kafka::{create_topic, proxy_to_shared, shared};
 use super::meter::Meter;
 use super::oracle::{Oracle, Tally, Topics};
+use super::proxy::Proxy;
 use super::publisher::Publisher;
 use super::serial::SerialLine;
 use super::wait_for;
@@ -40,6 +41,14 @@ impl Rig {
         let rig = Self::at(name, shared());
         rig.create_topics();
         rig
+    }
+
+    /// As [`Rig::new`], with a bad network between the daemon and Kafka.
+    pub fn proxied(name: &str) -> (Self, Proxy) {
+        let proxy = proxy_to_shared();
+        let mut rig = Self::new(name);
+        rig.bootstrap = format!("127.0.0.1:{}", proxy.port());
+        (rig, proxy)
     }
 
     /// With another cluster; the topics are not made yet.
@@ -151,6 +160,14 @@ impl Rig {
 
     pub fn tally(&self) -> Tally {
         self.oracle.tally(&self.direct, &self.name, &self.topics)
+    }
+
+    /// Waits until the daemon has accepted (or known again) this many messages of a source since it started.
+    pub fn wait_accepted(&mut self, source: &str, count: u64) {
+        self.agent.wait_status(&format!("{count} messages of {source} to be accepted"), |status| {
+            let source = &status["sources"][source];
+            source["accepted"].as_u64() >= Some(count)
+        });
     }
 
     /// The end of most tests: all is well, one fresh reading passes, and the daemon's log is quiet.

@@ -1,0 +1,104 @@
+//! Kafka is away until the outbox is full: what each policy does then, and that all of it is told.
+
+use fieldpost::demo::brokers::{Mosquitto, MosquittoOptions};
+
+use crate::harness::proxy::Proxy;
+use crate::harness::publisher::Publisher;
+use crate::harness::rig::{Rig, devices};
+
+const OUTBOX_BYTES: u64 = 8 << 20;
+
+/// A daemon that cannot reach Kafka, with the smallest outbox there is.
+fn cut_off(name: &str, policy: &str) -> (Rig, Proxy, Mosquitto, Publisher) {
+    let (mut rig, proxy) = Rig::proxied(name);
+    proxy.refuse(true);
+    let mosquitto = rig.mosquitto(&MosquittoOptions::default());
+    rig.mqtt_source("plant", mosquitto.port(), 1, "");
+    rig.outbox = format!("max_bytes = \"8MiB\"\nwhen_full = \"{policy}\"\ncompression = \"none\"");
+    rig.agent.expect_warnings(&["fieldpost::delivery", "fieldpost::kafka", "librdkafka", "outbox"]);
+    rig.start();
+    let mut publisher = rig.publisher("p", mosquitto.port());
+    publisher.bytes = 2000;
+    (rig, proxy, mosquitto, publisher)
+}
+
+fn assert_within_its_limit(rig: &mut Rig) {
+    let status = rig.agent.status();
+    assert!(status["outbox"]["bytes"].as_u64().unwrap() <= OUTBOX_BYTES, "{status:#}");
+    let on_disk = disk_bytes(&rig.agent.state_dir());
+    assert!(on_disk <= OUTBOX_BYTES, "{on_disk} bytes on disk: {status:#}");
+}
+
+/// Blocks in use, of all files below a directory.
+fn disk_bytes(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => disk_bytes(&entry.path()),
+        Ok(data) => data.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
+}
+
+#[test]
+fn block_takes_no_more_and_loses_nothing() {
+    let (mut rig, proxy, _mosquitto, mut publisher) = cut_off("full_block", "block");
+    publisher.publish(&devices(5), 1, 10_000);
+    rig.agent.wait_status("the source to be held", |status| status["sources"]["plant"]["state"] == "held");
+    assert_within_its_limit(&mut rig);
+    // Full, killed, and still full.
+    rig.agent.kill();
+    rig.agent.start();
+    rig.agent.wait_status("the source to be held again", |status| status["sources"]["plant"]["state"] == "held");
+    assert_within_its_limit(&mut rig);
+    proxy.refuse(false);
+    rig.finish(&mut publisher);
+}
+
+#[test]
+fn drop_oldest_keeps_the_newest_and_names_what_it_dropped() {
+    let (mut rig, proxy, _mosquitto, mut publisher) = cut_off("full_drop_oldest", "drop_oldest");
+    publisher.publish(&devices(5), 1, 10_000);
+    rig.wait_accepted("plant", 10_000);
+    assert_within_its_limit(&mut rig);
+    let dropped = rig.agent.status()["outbox"]["dropped"].as_u64().unwrap();
+    assert!(dropped > 0);
+    proxy.refuse(false);
+    rig.agent.wait_drained();
+    let tally = rig.tally();
+    eprintln!("{tally}");
+    tally.assert_sound();
+    assert_eq!(tally.lost.len() as u64, tally.gap_readings("drop_oldest"), "every dropped reading is named: {tally}");
+    assert_eq!(tally.delivered + tally.lost.len() as u64, 10_000, "{tally}");
+    assert!(tally.lost.iter().all(|lost| !lost.ends_with("/1999")), "the newest of each device is there: {tally}");
+    rig.agent.stop();
+    rig.agent.assert_log_is_quiet();
+}
+
+#[test]
+fn drop_newest_refuses_and_counts() {
+    let (mut rig, proxy, _mosquitto, mut publisher) = cut_off("full_drop_newest", "drop_newest");
+    publisher.publish(&devices(5), 1, 10_000);
+    let status = rig.agent.wait_status("all messages to be answered", |status| {
+        let source = &status["sources"]["plant"];
+        source["acknowledged"].as_u64() >= Some(10_000)
+    });
+    assert_within_its_limit(&mut rig);
+    let dropped = status["outbox"]["dropped"].as_u64().unwrap();
+    assert!(dropped > 0, "{status:#}");
+    proxy.refuse(false);
+    rig.agent.wait_drained();
+    let tally = rig.tally();
+    eprintln!("{tally}");
+    tally.assert_sound();
+    assert_eq!(tally.lost.len() as u64, dropped, "{tally}");
+    assert_eq!(tally.gap_readings("drop_newest") + tally.gap_count("drop_newest"), dropped, "{tally}");
+    assert!(tally.lost.iter().all(|lost| !lost.ends_with("/0")), "the oldest of each device is there: {tally}");
+    publisher.publish(&["fresh".to_owned()], 1, 1);
+    rig.agent.wait_status("the fresh reading", |status| status["sources"]["plant"]["accepted"].as_u64() >= Some(1));
+    rig.agent.wait_drained();
+    assert!(rig.tally().lost.iter().all(|lost| !lost.starts_with("fresh")));
+    rig.agent.stop();
+    rig.agent.assert_log_is_quiet();
+}
