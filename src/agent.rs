@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Config;
 use crate::config::load::{self, Origin};
+use crate::config::{Config, Source};
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::metrics::Metrics;
 use crate::outbox::{OpenError, OpenOptions, Outbox};
@@ -97,6 +97,8 @@ pub struct Agent {
     outbox: Outbox,
     delivery: Arc<DeliveryHandle>,
     sources: Sources,
+    /// Sources that did not stop: a name in here must not start again.
+    stuck: Vec<String>,
     health: Health,
     doors: health::Doors,
 }
@@ -129,15 +131,17 @@ impl Agent {
             let started = sources.start(name, source);
             started.map_err(|text| StartError::Setting(format!("sources.{name}: {text}")))?;
         }
-        Ok(Self { origin, config, telemetry, outbox, delivery, sources, health, doors })
+        Ok(Self { origin, config, telemetry, outbox, delivery, sources, stuck: Vec::new(), health, doors })
     }
 
     async fn run(mut self, signals: Signals) {
         systemd::ready();
         log::info!("ready: {}", self.health.summary());
-        supervisor::watch(&mut self, signals).await;
+        let watch = tokio::spawn(supervisor::watch(self.health.clone(), self.telemetry.clone()));
+        supervisor::obey(&mut self, signals).await;
         systemd::stopping();
         self.stop().await;
+        watch.abort();
     }
 
     /// Takes what can be changed while running; a configuration with mistakes changes nothing.
@@ -167,9 +171,10 @@ impl Agent {
                 Err(error) => log::error!("reload: {error}; the log filter stays"),
             }
         }
+        let stopping: Vec<_> = plan.removed.iter().chain(&plan.changed).cloned().collect();
+        self.stuck.extend(self.sources.stop_all(&stopping, SOURCES_STOP).await);
         for name in &plan.removed {
-            self.sources.stop(name, SOURCES_STOP).await;
-            if let Some(crate::config::Source::Mqtt(_)) = self.config.sources.remove(name) {
+            if let Some(Source::Mqtt(_)) = self.config.sources.remove(name) {
                 log::warn!(
                     "source {name} is gone from the configuration; its session stays at the broker, which keeps \
                      queueing for it until the session expires"
@@ -177,13 +182,18 @@ impl Agent {
             }
         }
         for name in plan.changed.iter().chain(&plan.added) {
-            self.replace_source(name, &new).await;
+            if self.stuck.contains(name) {
+                log::error!(
+                    "source {name} did not stop, so it cannot start with its new settings: restart the service"
+                );
+            } else {
+                self.start_source(name, &new);
+            }
         }
     }
 
-    /// Restarts one source with its new settings; with its old ones if the new ones are refused.
-    async fn replace_source(&mut self, name: &str, new: &Config) {
-        self.sources.stop(name, SOURCES_STOP).await;
+    /// Starts one source with its new settings; with its old ones if the new ones are refused.
+    fn start_source(&mut self, name: &str, new: &Config) {
         let Some(source) = new.sources.get(name) else { return };
         let Err(text) = self.sources.start(name, source) else {
             self.config.sources.insert(name.to_owned(), source.clone());
@@ -198,7 +208,7 @@ impl Agent {
 
     async fn stop(self) {
         log::info!("stopping: sources finish and acknowledge");
-        self.sources.stop_all(SOURCES_STOP).await;
+        self.sources.stop_all(&self.sources.names(), SOURCES_STOP).await;
         log::info!("stopping: delivery ends its transaction");
         let delivery = self.delivery;
         within("delivery", DELIVERY_STOP, move || delivery.stop(DELIVERY_STOP)).await;

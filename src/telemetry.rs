@@ -40,9 +40,6 @@ pub enum TelemetryError {
     /// Not a filter.
     #[error("agent.log: {0}")]
     Filter(String),
-    /// The journal said no.
-    #[error("cannot log to the journal: {0}")]
-    Journal(#[from] std::io::Error),
     /// Called twice.
     #[error("there is a logger already")]
     Twice,
@@ -51,13 +48,10 @@ pub enum TelemetryError {
 impl Telemetry {
     /// Installs the logger of the process and the panic hook.
     pub fn start(filter: &str) -> Result<Self, TelemetryError> {
-        let output: Box<dyn Log> = if systemd_journal_logger::connected_to_journal() {
-            let journal = systemd_journal_logger::JournalLog::new()?
-                .with_extra_fields([("VERSION", env!("CARGO_PKG_VERSION"))])
-                .with_syslog_identifier("fieldpost".to_owned());
-            Box::new(journal)
-        } else {
-            Box::new(env_logger::Builder::new().filter_level(LevelFilter::Trace).format_timestamp_millis().build())
+        let (output, trouble) = match journal() {
+            Some(Ok(journal)) => (journal, None),
+            Some(Err(error)) => (stderr(), Some(error)),
+            None => (stderr(), None),
         };
         let filter = parse(filter)?;
         let level = filter.filter();
@@ -66,6 +60,9 @@ impl Telemetry {
         log::set_boxed_logger(Box::new(telemetry.clone())).map_err(|_| TelemetryError::Twice)?;
         log::set_max_level(level);
         log_panics();
+        if let Some(error) = trouble {
+            log::warn!("cannot log to the journal, standard error is used instead: {error}");
+        }
         Ok(telemetry)
     }
 
@@ -116,6 +113,20 @@ impl Log for Telemetry {
     fn flush(&self) {
         self.shared.output.flush();
     }
+}
+
+/// The journal, when standard error is connected to it.
+fn journal() -> Option<std::io::Result<Box<dyn Log>>> {
+    systemd_journal_logger::connected_to_journal().then(|| {
+        let journal = systemd_journal_logger::JournalLog::new()?;
+        let version = [("VERSION", env!("CARGO_PKG_VERSION"))];
+        let journal = journal.with_extra_fields(version).with_syslog_identifier("fieldpost".to_owned());
+        Ok(Box::new(journal) as Box<dyn Log>)
+    })
+}
+
+fn stderr() -> Box<dyn Log> {
+    Box::new(env_logger::Builder::new().filter_level(LevelFilter::Trace).format_timestamp_millis().build())
 }
 
 fn parse(filter: &str) -> Result<Filter, TelemetryError> {

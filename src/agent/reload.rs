@@ -76,3 +76,40 @@ impl fmt::Display for Plan {
         if parts.is_empty() { f.write_str("nothing changed") } else { f.write_str(&parts.join("; ")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let text = format!("{text}\n[delivery.kafka]\nbootstrap_servers = [\"a:1\"]\n");
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn only_what_changed_is_touched() {
+        let serial = |name: &str, baud: u32| {
+            format!("[sources.{name}]\ntype = \"serial\"\npath = \"/dev/{name}\"\nbaud = {baud}\n")
+        };
+        let old = config(&format!("[agent]\nid = \"x\"\n{}{}{}", serial("a", 1), serial("b", 1), serial("c", 1)));
+        let new = config(&format!(
+            "[agent]\nid = \"x\"\nlog = \"debug\"\n{}{}{}",
+            serial("a", 1),
+            serial("b", 2),
+            serial("d", 1)
+        ));
+        let plan = plan(&old, &new);
+        assert_eq!((plan.added, plan.removed, plan.changed), (vec!["d".into()], vec!["c".into()], vec!["b".into()]));
+        assert!(plan.log && plan.restart.is_empty());
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let old = config("[agent]\nid = \"x\"\n");
+        let new = config("[outbox]\nmax_bytes = \"2GiB\"\n[agent]\nid = \"x\"\nstate_dir = \"/y\"\n");
+        let plan = plan(&old, &new);
+        assert_eq!(plan.restart, ["agent.state_dir", "outbox.max_bytes"]);
+        assert_eq!(plan.to_string(), "needs a restart to take effect: agent.state_dir, outbox.max_bytes");
+        assert_eq!(super::plan(&old, &old).to_string(), "nothing changed");
+    }
+}

@@ -42,26 +42,39 @@ impl Sources {
         Ok(())
     }
 
-    /// Stops one, if it runs.
-    pub async fn stop(&self, name: &str, within: Duration) {
-        let handle = self.lock().remove(name);
-        if let Some(handle) = handle {
-            stop(name, &handle, within).await;
-        }
+    /// Names of those that run.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
     }
 
-    /// Stops all, side by side.
-    pub async fn stop_all(&self, within: Duration) {
-        let handles = self.handles();
+    /// Stops these, side by side; the names of those that did not finish in time.
+    pub async fn stop_all(&self, names: &[String], within: Duration) -> Vec<String> {
+        let handles: Vec<_> = names.iter().filter_map(|name| self.lock().remove_entry(name)).collect();
         let stops: Vec<_> = handles
             .into_iter()
-            .map(|(name, handle)| tokio::spawn(async move { stop(&name, &handle, within).await }))
+            .map(|(name, handle)| {
+                let stop = tokio::spawn(async move { tokio::time::timeout(within, handle.stop()).await.is_ok() });
+                (name, stop)
+            })
             .collect();
-        for stop in stops {
-            if let Err(error) = stop.await {
-                log::error!("a source did not stop in order: {error}");
+        let mut stuck = Vec::new();
+        for (name, stop) in stops {
+            match stop.await {
+                Ok(true) => {}
+                Ok(false) => {
+                    let limit = within.as_secs();
+                    log::warn!(
+                        "source {name} did not finish within {limit} s; what it did not acknowledge comes again"
+                    );
+                    stuck.push(name);
+                }
+                Err(error) => {
+                    log::error!("source {name} did not stop in order: {error}");
+                    stuck.push(name);
+                }
             }
         }
+        stuck
     }
 
     /// The part of `/status`.
@@ -80,14 +93,5 @@ impl Sources {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<SourceHandle>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn stop(name: &str, handle: &SourceHandle, within: Duration) {
-    if tokio::time::timeout(within, handle.stop()).await.is_err() {
-        log::warn!(
-            "source {name} did not finish within {} s; what it did not acknowledge comes again",
-            within.as_secs()
-        );
     }
 }

@@ -1,9 +1,12 @@
-//! The loop of the daemon: obeys signals, feeds the watchdog while every loop turns, tells when one stands still.
+//! The two loops of the daemon: one obeys signals; the other feeds the watchdog while every stage turns, tells when one
+//! stands still, and keeps the status line. They are apart so that a long reload does not starve the watchdog.
 
 use std::time::{Duration, Instant};
 
+use super::health::Health;
 use super::signals::{Order, Signals};
 use super::{Agent, systemd};
+use crate::telemetry::Telemetry;
 
 /// How often the loops are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -11,23 +14,28 @@ const TICK: Duration = Duration::from_secs(1);
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
 /// Returns when the daemon is to stop.
-pub(super) async fn watch(agent: &mut Agent, mut signals: Signals) {
-    let mut ticks = tokio::time::interval(TICK.min(systemd::watchdog_period().unwrap_or(TICK)));
+pub(super) async fn obey(agent: &mut Agent, mut signals: Signals) {
+    while let Some(Order::Reload) = signals.recv().await {
+        agent.reload().await;
+    }
+}
+
+/// Looks at the loops for ever.
+pub(super) async fn watch(health: Health, telemetry: Telemetry) {
+    let watchdog = systemd::watchdog_period();
+    let mut ticks = tokio::time::interval(watchdog.map_or(TICK, |period| period.min(TICK)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut watch = Watch::default();
+    let mut watch = Watch { watchdog, ..Watch::default() };
     loop {
-        tokio::select! {
-            order = signals.recv() => match order {
-                Some(Order::Reload) => agent.reload().await,
-                Some(Order::Stop) | None => return,
-            },
-            _ = ticks.tick() => watch.look(agent),
-        }
+        ticks.tick().await;
+        telemetry.tick();
+        watch.look(&health);
     }
 }
 
 #[derive(Default)]
 struct Watch {
+    watchdog: Option<Duration>,
     stalled: Vec<String>,
     fed: Option<Instant>,
     told: Option<Instant>,
@@ -35,26 +43,25 @@ struct Watch {
 }
 
 impl Watch {
-    fn look(&mut self, agent: &Agent) {
-        agent.telemetry.tick();
-        let stalled = agent.health.stalled();
+    fn look(&mut self, health: &Health) {
+        let stalled = health.stalled();
         self.tell_changes(&stalled);
+        self.stalled = stalled;
         let due = |last: Option<Instant>, period: Duration| last.is_none_or(|last| last.elapsed() >= period);
-        if let Some(period) = systemd::watchdog_period() {
-            if stalled.is_empty() && due(self.fed, period.saturating_sub(TICK)) {
+        if let Some(period) = self.watchdog {
+            if self.stalled.is_empty() && due(self.fed, period) {
                 systemd::watchdog();
                 self.fed = Some(Instant::now());
             }
         }
         if due(self.told, STATUS_EVERY) {
-            let line = agent.health.summary();
+            let line = health.summary();
             if line != self.line {
                 systemd::status(&line);
                 self.line = line;
             }
             self.told = Some(Instant::now());
         }
-        self.stalled = stalled;
     }
 
     fn tell_changes(&self, stalled: &[String]) {

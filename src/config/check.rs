@@ -105,7 +105,7 @@ impl Walk<'_> {
             (Shape::Integer(min, max), Value::Integer(number)) if (min..=max).contains(&&*number) => true,
             (Shape::Boolean, Value::Boolean(_)) => true,
             (shape, found) => {
-                let text = format!("found {}; allowed: {}", found.describe(), shape.allowed());
+                let text = format!("found {}; allowed: {}", found.describe_at(path), shape.allowed());
                 self.wrong::<()>(&place, path, text).is_some()
             }
         }

@@ -52,6 +52,12 @@ impl Value {
         }
     }
 
+    /// As [`Self::describe`], without the text where it may be a secret.
+    pub fn describe_at(&self, path: &str) -> String {
+        let secret = ["sasl", "password", "properties"].iter().any(|word| path.contains(word));
+        if secret && matches!(self, Self::Text(_)) { "a text".to_owned() } else { self.describe() }
+    }
+
     fn to_figment(&self) -> FigmentValue {
         match self {
             Self::Table(table) => to_dict(table).into(),

@@ -135,3 +135,43 @@ impl Page {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        let mut status = Status::default();
+        status.agent.id = "gw-1".to_owned();
+        status.outbox.records = 12;
+        status.outbox.bytes = 1 << 20;
+        status.outbox.bytes_max = 4 << 20;
+        status.outbox.state = "ok".to_owned();
+        status.delivery.phase = "idle".to_owned();
+        let source = |state: &str| SourceStatus { state: state.to_owned(), received: 3, ..SourceStatus::default() };
+        status.sources.insert("plant".to_owned(), source("up"));
+        status.sources.insert("a-longer-name".to_owned(), source("down"));
+        status
+    }
+
+    #[test]
+    fn the_summary_is_one_line_and_alarms_stand_in_it() {
+        let mut status = status();
+        assert_eq!(summary(&status), "delivery idle, 12 waiting, 1 of 2 sources up");
+        status.outbox.state = "full".to_owned();
+        status.delivery.alarms = vec!["ledger lost".to_owned(), "clone".to_owned()];
+        let expected = "delivery idle, 12 waiting, 1 of 2 sources up, outbox full, ALARM: ledger lost (and 1 more)";
+        assert_eq!(summary(&status), expected);
+    }
+
+    #[test]
+    fn columns_stand_under_their_heads() {
+        let page = table(&status());
+        let lines: Vec<_> = page.lines().collect();
+        let head = lines.iter().position(|line| line.contains("received")).unwrap();
+        let column = lines[head].find("state").unwrap();
+        assert_eq!(&lines[head + 1][column..column + 4], "down");
+        assert_eq!(&lines[head + 2][column..column + 2], "up");
+        assert!(page.contains("1.0 MiB of 4.0 MiB (25%)"), "{page}");
+    }
+}
