@@ -1,5 +1,6 @@
 //! Who may know whom (`docs`: src/lib.rs), who may forge a promise, who may name which library, where `unsafe` may
 //! stand. Reads the source text, so that a breach is found without running anything.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! The files that are shipped say what the code does: `config/fieldpost.toml` names every setting with its default, and
 //! every TOML example of the documents loads.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,10 +29,21 @@ fn uncommented() -> String {
     shipped().lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }
 
+/// Loads a text as the main file. Files under `/etc/fieldpost` that it names are there: a certificate, its key, and a
+/// password.
 fn load(text: &str) -> Result<Loaded, Mistakes> {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("fieldpost.toml");
-    std::fs::write(&path, text).unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for part in text.split('"').filter_map(|part| part.strip_prefix("/etc/fieldpost/")) {
+        let content: &[u8] = match Path::new(part).extension().and_then(|end| end.to_str()) {
+            Some("key") => include_bytes!("shipped_files/example.key"),
+            Some("password") => b"secret",
+            _ => include_bytes!("shipped_files/example.pem"),
+        };
+        std::fs::write(at(part), content).unwrap();
+    }
+    let path = at("fieldpost.toml");
+    std::fs::write(&path, text.replace("/etc/fieldpost", directory.path().to_str().unwrap())).unwrap();
     load::load_with(&Origin { path, set: Vec::new() }, std::iter::empty())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::delivery::{Mode, PositionStore, Tls};
-use super::intake::{Mqtt, Serial};
+use super::intake::Serial;
 use super::mistake::{Mistake, Place};
 use super::{Config, Limit, Source};
 
@@ -124,7 +124,8 @@ fn sources(config: &Config, wrong: &mut Report<'_>) {
     for (name, source) in &config.sources {
         let table = format!("sources.{name}");
         match source {
-            Source::Mqtt(mqtt) => mqtt_source(&table, mqtt, wrong),
+            // All rules of an MQTT source are in `intake::check`.
+            Source::Mqtt(_) => {}
             Source::Serial(serial) => {
                 serial_source(&table, serial, config, wrong);
                 if let Some(other) = ports.insert(&serial.path, name) {
@@ -140,26 +141,6 @@ fn sources(config: &Config, wrong: &mut Report<'_>) {
             }
         }
     }
-}
-
-fn mqtt_source(table: &str, mqtt: &Mqtt, wrong: &mut Report<'_>) {
-    if !matches!(mqtt.version, 3 | 5) {
-        wrong.at(&format!("{table}.version"), format!("found {}; allowed: 5, or 3 for 3.1.1", mqtt.version));
-    }
-    if mqtt.subscribe.is_empty() {
-        wrong.at(
-            &format!("{table}.subscribe"),
-            "found an empty list; allowed: at least one { topic = \"...\", qos = 1 }",
-        );
-    }
-    let secure = mqtt.url.starts_with("mqtts:") || mqtt.url.starts_with("wss:");
-    if let Some(tls) = &mqtt.tls {
-        client_certificate(&format!("{table}.tls"), tls, wrong);
-        if !secure {
-            wrong.at(&format!("{table}.tls"), "the url does not use TLS: write mqtts:// or wss://, or remove tls");
-        }
-    }
-    one_password(table, mqtt.password_file.is_some(), mqtt.password_credential.is_some(), wrong);
 }
 
 fn serial_source(table: &str, serial: &Serial, config: &Config, wrong: &mut Report<'_>) {

@@ -225,3 +225,29 @@ pub fn shape_at(path: &[String]) -> Option<&'static Shape> {
     static START: Shape = ROOT;
     path.iter().try_fold(&START, |shape, name| shape.at(name))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::intake::known_keys;
+
+    #[test]
+    fn sources_have_the_keys_of_their_structs() {
+        let Shape::Tagged { tag, variants } = SOURCE else { panic!("sources have a type") };
+        for (word, lists) in variants {
+            let keys = lists.iter().flat_map(|list| *list).map(|key| key.name).chain([tag]);
+            assert_eq!(keys.collect::<BTreeSet<_>>(), known_keys(word).iter().copied().collect(), "{word}");
+        }
+    }
+
+    #[test]
+    fn paths_lead_to_settings() {
+        let at = |path: &str| shape_at(&path.split('.').map(str::to_owned).collect::<Vec<_>>());
+        assert!(matches!(at("outbox.max_bytes"), Some(Shape::Text(..))));
+        assert!(matches!(at("sources.anything.baud"), Some(Shape::Integer(..))));
+        assert!(matches!(at("sources.anything.type"), Some(Shape::Text(..))));
+        assert!(at("outbox.nothing").is_none() && at("outbox.max_bytes.more").is_none());
+    }
+}

@@ -17,7 +17,10 @@ pub fn summary(status: &Status) -> String {
     if status.outbox.state != "ok" && !status.outbox.state.is_empty() {
         let _ = write!(line, ", outbox {}", status.outbox.state);
     }
-    if let [first, rest @ ..] = status.delivery.alarms.as_slice() {
+    let of_sources =
+        status.sources.iter().flat_map(|(name, s)| s.alarms.iter().map(move |text| format!("{name}: {text}")));
+    let alarms: Vec<_> = status.delivery.alarms.iter().cloned().chain(of_sources).collect();
+    if let [first, rest @ ..] = alarms.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
         let _ = write!(line, ", ALARM: {first}{more}");
     }
@@ -58,7 +61,10 @@ fn sources(page: &mut Page, status: &Status) {
     page.grid(&head, &rows);
     for (name, source) in &status.sources {
         if let Some(error) = &source.last_error {
-            page.row(&format!("last error of {name}"), error);
+            page.row(&format!("last error of {name}"), &format!(" {error}"));
+        }
+        for alarm in &source.alarms {
+            page.row(&format!("ALARM of {name}"), &format!(" {alarm}"));
         }
     }
 }
