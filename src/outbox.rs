@@ -6,17 +6,53 @@
 //! The log model (index and sequence, arrivals, segments, snapshots, notes) is described in `outbox/entry.rs`; the disk
 //! layout in `outbox/generation.rs` and `outbox/block.rs`; opening in `outbox/recovery.rs`.
 
+mod block;
+mod directory;
+mod entry;
+mod generation;
+mod inspect;
+mod limits;
+mod memory;
+mod note;
+mod packer;
+mod position;
+mod reader;
+mod reading;
+mod recovery;
+mod redelivery;
+mod scan;
+mod slots;
+mod state;
+mod summary;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod view;
+mod wire;
+mod writer;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+
+pub use inspect::{InspectedGeneration, Inspection};
+pub use limits::{HeldBytes, HeldPermit};
+pub use reader::Reader;
+
+use limits::Sizes;
+use state::StateFile;
+use view::{Shared, View};
+use writer::{Command, Writer};
 
 use crate::config;
 use crate::metrics::OutboxMetrics;
 use crate::progress::Progress;
 use crate::promise::{Committed, Durable};
-use crate::record::{Incarnation, Item, Nonce, Qos, Reading, Sequence, SourceId};
+use crate::record::{Incarnation, Item, Nonce, Qos, Reading, ReceiptTime, Sequence, SourceId};
 use crate::status::OutboxStatus;
 
 /// What a source wants back with the outcome of an arrival: its own number, opaque to the outbox.
@@ -80,47 +116,29 @@ pub struct Answer {
     pub durable: Durable,
 }
 
-/// Bytes held of `held_bytes_max`; freed on drop.
-#[derive(Debug)]
-pub struct HeldPermit {
-    _bytes: usize,
-}
-
-/// The budget `held_bytes_max`: bytes received and not yet answered, all sources together.
-#[derive(Debug, Clone)]
-pub struct HeldBytes {
-    _inner: Arc<()>,
-}
-
-impl HeldBytes {
-    /// Takes `bytes` of the budget, or nothing if they are not there.
-    pub fn try_acquire(&self, bytes: usize) -> Option<HeldPermit> {
-        let _ = bytes;
-        todo!()
-    }
-
-    /// Bytes taken and the most that may be taken.
-    pub fn used_and_max(&self) -> (usize, usize) {
-        todo!()
-    }
-}
-
 /// A source's way into the outbox. Submissions of one appender are stored in order.
 #[derive(Debug, Clone)]
-pub struct Appender {}
+pub struct Appender {
+    source: Arc<writer::Source>,
+    commands: Sender<Command>,
+}
 
 impl Appender {
     /// Hands arrivals over; never blocks (the bound is in the permits they carry). Answers come in order through the
     /// receiver made with this appender. After the outbox is closed submissions are dropped unanswered.
     pub fn submit(&self, arrivals: Vec<Arrival>) {
-        let _ = arrivals;
-        todo!()
+        self.send(Command::Submit(self.source.clone(), arrivals));
     }
 
     /// Hands over what is not a reading. In order with the submissions.
     pub fn control(&self, control: Control) {
-        let _ = control;
-        todo!()
+        self.send(Command::Control(self.source.clone(), control));
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            log::debug!("the outbox is closed: what source {} hands over is not stored", self.source.id);
+        }
     }
 }
 
@@ -148,19 +166,6 @@ pub enum ReadError {
     /// The store failed in a way that another try may cure.
     #[error("cannot read the outbox: {0}")]
     Store(String),
-}
-
-/// The drain's view of the log. Owned by the delivery thread.
-#[derive(Debug)]
-pub struct Reader {}
-
-impl Reader {
-    /// Items after `after` (exclusive), as many as fit the budget; empty if there are none. Damaged ranges come as holes
-    /// (they are noted first). Removed ranges come as holes.
-    pub fn batch_after(&mut self, after: Sequence, budget: Budget) -> Result<Batch, ReadError> {
-        let _ = (after, budget);
-        todo!()
-    }
 }
 
 /// Sequences of the log, for the drain.
@@ -254,90 +259,197 @@ pub enum OpenError {
 
 /// A handle of the outbox. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Outbox {}
+pub struct Outbox {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    sizes: Sizes,
+    when_full: config::outbox::WhenFull,
+    segment: Nonce,
+}
 
 impl Outbox {
     /// Locks, opens and repairs `state_dir/outbox` in the order of `outbox/recovery.rs`, then starts the writer thread.
     pub fn open(state_dir: &Path, options: OpenOptions) -> Result<Self, OpenError> {
-        let _ = (state_dir, options);
-        todo!()
+        let OpenOptions { config, agent_id, metrics } = options;
+        let sizes = Sizes::of(config.max_bytes.0);
+        let (opened, state) = recovery::open(state_dir, &agent_id, sizes)?;
+        let when_full = config.when_full;
+        let segment = opened.segment.nonce;
+        let shared = Arc::new(share(&opened, state, metrics, &config));
+        let (commands, receiver) = std::sync::mpsc::channel();
+        let path = shared.directory.path().display().to_string();
+        let fail = |what| move |source| OpenError::Io { what, path, source };
+        let writer = Writer::start(opened, shared.clone(), receiver, sizes, config).map_err(fail("open"))?;
+        let spawned = std::thread::Builder::new().name("outbox-writer".to_owned()).spawn(move || writer.run());
+        let path = shared.directory.path().display().to_string();
+        spawned.map_err(|source| OpenError::Io { what: "start the writer of", path, source })?;
+        Ok(Self { shared, commands, sizes, when_full, segment })
+    }
+
+    /// Looks at an outbox, running or not, without changing it.
+    pub fn inspect(state_dir: &Path) -> std::io::Result<Inspection> {
+        inspect::inspect(state_dir)
     }
 
     /// A way in for one source, and the answers to what goes in. One per source at a time.
     pub fn appender(&self, source: &SourceId) -> (Appender, mpsc::UnboundedReceiver<Answer>) {
-        let _ = source;
-        todo!()
+        let (answers, receiver) = mpsc::unbounded_channel();
+        let source = Arc::new(writer::Source { id: source.clone(), answers });
+        (Appender { source, commands: self.commands.clone() }, receiver)
     }
 
     /// The budget of bytes not yet answered.
     pub fn held(&self) -> HeldBytes {
-        todo!()
+        self.shared.held.clone()
     }
 
     /// The drain's view.
     pub fn reader(&self) -> Reader {
-        todo!()
+        Reader::new(self.shared.clone(), self.commands.clone())
     }
 
     /// Where the log stands.
     pub fn positions(&self) -> Positions {
-        todo!()
+        self.shared.view().positions()
     }
 
     /// Waits until something after `after` is durable, [`Self::wake`] is called, or `deadline` passes. Blocks the thread.
     pub fn wait_durable(&self, after: Sequence, deadline: Instant) -> Positions {
-        let _ = (after, deadline);
-        todo!()
+        self.shared.wait(deadline, |view| view.durable_sequence > after.0).positions()
     }
 
     /// Ends all running [`Self::wait_durable`].
-    pub fn wake(&self) {}
+    pub fn wake(&self) {
+        self.shared.wake();
+    }
 
     /// Sequences that a transaction with open outcome may hold: `drop_oldest` leaves their generations alone. An empty
     /// range (`from > to`) protects nothing. At open, unless the last session ended clean, the first 50,000 after the
     /// committed position are protected until the first call.
     pub fn protect(&self, from: Sequence, to: Sequence) {
-        let _ = (from, to);
+        self.shared.view().protected = (from <= to).then_some((from.0, to.0));
     }
 
     /// Everything through `committed` may go. Asynchronous; moves `committed`, never backwards.
     pub fn trim_through(&self, committed: Committed) {
-        let _ = committed;
+        let upto = committed.upto().0;
+        {
+            let life = committed.incarnation().to_hex();
+            if self.shared.state().state.lives.iter().all(|known| known.id != life) {
+                log::error!(
+                    "asked to trim through {upto} of an incarnation that is not of this outbox: nothing is trimmed"
+                );
+                return;
+            }
+            let mut view = self.shared.view();
+            if upto > view.durable_sequence {
+                log::error!(
+                    "asked to trim through {upto}, but the outbox reaches only {}: trimming that far",
+                    view.durable_sequence
+                );
+            }
+            let upto = upto.min(view.durable_sequence);
+            if upto <= view.committed {
+                return;
+            }
+            view.committed = upto;
+        }
+        self.shared.nudge(&self.commands);
     }
 
     /// Who this outbox is.
     pub fn identity(&self) -> Identity {
-        todo!()
+        let (segments, undelivered) = {
+            let view = self.shared.view();
+            (view.segments.clone(), view.committed + 1)
+        };
+        let nonces = segments.iter().map(|segment| segment.nonce).collect();
+        self.shared.state().state.identity(self.segment, nonces, undelivered)
     }
 
     /// Changes the identity durably: fsynced when this returns. Blocks the thread.
     pub fn change_identity(&self, change: IdentityChange) -> std::io::Result<()> {
-        let _ = change;
-        todo!()
+        self.shared.state().update(|state| state.change(&change))
     }
 
     /// Syncs `pos` now. Blocks the thread.
     pub fn sync_position(&self) -> std::io::Result<()> {
-        todo!()
+        let (done, answer) = std::sync::mpsc::channel();
+        let closed = || std::io::Error::other("the outbox is closed");
+        self.commands.send(Command::SyncPosition(done)).map_err(|_| closed())?;
+        answer.recv().map_err(|_| closed())?
     }
 
     /// Directory for small files of delivery (partition hints).
     pub fn directory(&self) -> &Path {
-        todo!()
+        self.shared.directory.path()
     }
 
     /// The part of `/status`.
     pub fn status(&self) -> OutboxStatus {
-        todo!()
+        let mut view = self.shared.view();
+        let records = view.durable_sequence.saturating_sub(view.committed);
+        let committed = view.committed;
+        let age = if records == 0 { 0.0 } else { view.ages.oldest_seconds(committed, crate::clock::now()) };
+        OutboxStatus {
+            records,
+            bytes: view.bytes,
+            bytes_max: self.sizes.max_bytes,
+            next: view.durable_sequence + 1,
+            durable: view.durable_sequence,
+            committed: view.committed,
+            oldest_age_seconds: age,
+            when_full: self.when_full.as_str().to_owned(),
+            state: view.state.clone(),
+            dropped: view.dropped,
+            damaged: view.damaged,
+        }
     }
 
     /// The writer's loop, for health.
     pub fn progress(&self) -> Progress {
-        todo!()
+        self.shared.progress.clone()
     }
 
     /// Finishes what was submitted, answers it, syncs, closes. Blocks the thread, at most until the deadline.
     pub fn close(&self, within: Duration) {
-        let _ = within;
+        if self.commands.send(Command::Close).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + within;
+        while !self.shared.wait(deadline, |view| view.closed).closed {
+            if Instant::now() >= deadline {
+                log::warn!("the outbox did not close within {within:?}; what was not answered will be sent again");
+                return;
+            }
+        }
     }
+}
+
+/// Sequences after the committed position that a transaction of the last process may hold.
+const IN_DOUBT_MAX: u64 = 50_000;
+
+/// What all handles share, as recovery found it.
+fn share(opened: &recovery::Opened, state: StateFile, metrics: OutboxMetrics, config: &config::Outbox) -> Shared {
+    let mut view = View::new(opened.committed, opened.next_sequence - 1, opened.next_index - 1);
+    for closed in &opened.closed {
+        if closed.summary.end_sequence > closed.summary.first_sequence {
+            let received = ReceiptTime { wall_ns: closed.summary.first_received_wall_ns, mono_ns: 0 };
+            view.ages.push(closed.summary.first_sequence, received);
+        }
+        view.generations.push_back(Writer::listed(closed.id, closed.summary.clone(), closed.disk_bytes));
+    }
+    if let Some(current) = &opened.current {
+        let received = ReceiptTime { wall_ns: current.summary.first_received_wall_ns, mono_ns: 0 };
+        if current.summary.end_sequence > current.summary.first_sequence {
+            view.ages.push(current.summary.first_sequence, received);
+        }
+        view.generations.push_back(Writer::listed_current(&current.generation, current.summary.first_sequence));
+    }
+    if !state.state.clean {
+        view.protected = Some((opened.committed + 1, opened.committed + IN_DOUBT_MAX));
+    }
+    let held = HeldBytes::new(config.held_bytes_max.bytes());
+    let progress = Progress::new("outbox-writer", Duration::from_secs(120));
+    Shared::new(view, state, opened.directory.clone(), metrics, progress, held)
 }

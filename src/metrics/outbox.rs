@@ -1,14 +1,58 @@
 //! Metrics of the outbox.
 
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Label `reason`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// `drop_oldest`, `drop_newest`, `max_age`, `damage`.
+    pub reason: String,
+}
 
 /// Handles of the outbox.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct OutboxMetrics {
     pub records: Gauge,
     pub bytes: Gauge,
+    pub oldest_age_seconds: Gauge<f64, AtomicU64>,
+    pub generations: Gauge,
+    pub notes: Gauge,
+    pub appended: Counter,
+    pub refused: Counter,
+    pub failed: Counter,
+    pub damaged: Counter,
+    pub blocks: Counter,
+    pub written_bytes: Counter,
+    pub sync_seconds: Histogram,
+    dropped: Family<ReasonLabel, Counter>,
+}
+
+impl Default for OutboxMetrics {
+    fn default() -> Self {
+        Self {
+            records: Gauge::default(),
+            bytes: Gauge::default(),
+            oldest_age_seconds: Gauge::default(),
+            generations: Gauge::default(),
+            notes: Gauge::default(),
+            appended: Counter::default(),
+            refused: Counter::default(),
+            failed: Counter::default(),
+            damaged: Counter::default(),
+            blocks: Counter::default(),
+            written_bytes: Counter::default(),
+            sync_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 18)),
+            dropped: Family::default(),
+        }
+    }
 }
 
 impl OutboxMetrics {
@@ -17,6 +61,24 @@ impl OutboxMetrics {
         let m = Self::default();
         registry.register("outbox_records", "Readings that wait for delivery", m.records.clone());
         registry.register("outbox_bytes", "Bytes on disk", m.bytes.clone());
+        let age = m.oldest_age_seconds.clone();
+        registry.register_with_unit("outbox_oldest_age", "Age of the oldest waiting reading", Unit::Seconds, age);
+        registry.register("outbox_generations", "Databases on disk", m.generations.clone());
+        registry.register("outbox_notes", "Ranges that gap records will tell", m.notes.clone());
+        registry.register("outbox_appended", "Readings made durable", m.appended.clone());
+        registry.register("outbox_refused", "Readings refused by policy", m.refused.clone());
+        registry.register("outbox_dropped", "Readings lost to a policy or damage, by reason", m.dropped.clone());
+        registry.register("outbox_failed", "Writes that failed and are tried again", m.failed.clone());
+        registry.register("outbox_damaged", "Databases set aside as damaged", m.damaged.clone());
+        registry.register("outbox_blocks", "Blocks written", m.blocks.clone());
+        registry.register("outbox_written_bytes", "Bytes of blocks written, compressed", m.written_bytes.clone());
+        let sync = m.sync_seconds.clone();
+        registry.register_with_unit("outbox_sync", "Time of a sync of the medium", Unit::Seconds, sync);
         m
+    }
+
+    /// The counter of readings lost for a reason.
+    pub fn dropped(&self, reason: &str) -> Counter {
+        self.dropped.get_or_create_owned(&ReasonLabel { reason: reason.to_owned() })
     }
 }

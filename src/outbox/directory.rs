@@ -1,0 +1,234 @@
+//! Names and plain file work of the outbox's directory.
+//!
+//! ```text
+//! state_dir/lock             flock of the running daemon; holds its pid
+//! state_dir/outbox/
+//!   pos, state               two-slot files (slots.rs)
+//!   reserve                  real bytes, given up when the disk is full
+//!   g<first-index>-<n>/      one generation; n counts up, the higher one wins
+//!   g<first-index>-<n>.ok    it is fully made
+//!   g<first-index>-<n>.end   it is closed: where it ends and what it holds (summary.rs); can be rebuilt
+//!   dead-g...                being removed
+//!   damaged/                 generations that would not open
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Name of a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct GenerationId {
+    /// Counts the generations ever made.
+    pub(super) number: u64,
+    /// Index of its first entry.
+    pub(super) first_index: u64,
+}
+
+impl GenerationId {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (first, number) = name.strip_prefix('g')?.split_once('-')?;
+        Some(Self { number: number.parse().ok()?, first_index: first.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "g{:020}-{:08}", self.first_index, self.number)
+    }
+}
+
+/// A generation as the directory shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found {
+    pub(super) id: GenerationId,
+    /// Whether its marker is there.
+    pub(super) marked: bool,
+}
+
+/// The directory `outbox`.
+#[derive(Debug, Clone)]
+pub(super) struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn generation(&self, id: GenerationId) -> PathBuf {
+        self.path.join(id.to_string())
+    }
+
+    pub(super) fn marker(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("{id}.ok"))
+    }
+
+    pub(super) fn summary(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("{id}.end"))
+    }
+
+    pub(super) fn damaged(&self) -> PathBuf {
+        self.path.join("damaged")
+    }
+
+    /// Generations, oldest first.
+    pub(super) fn list(&self) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if let Some(id) = name.to_str().and_then(GenerationId::parse) {
+                if entry.file_type()?.is_dir() {
+                    found.push(Found { id, marked: self.marker(id).exists() });
+                }
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes what an earlier removal left, and marks of generations that are gone.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with("dead-") {
+                fs::remove_dir_all(entry.path())?;
+                continue;
+            }
+            let stem = name.strip_suffix(".ok").or_else(|| name.strip_suffix(".end"));
+            if stem.and_then(GenerationId::parse).is_some_and(|id| !self.generation(id).exists()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a generation: its marks, then its name, durably, then its files.
+    pub(super) fn remove(&self, id: GenerationId) -> io::Result<()> {
+        let dead = self.path.join(format!("dead-{id}"));
+        fs::rename(self.generation(id), &dead)?;
+        self.remove_marks(id)?;
+        sync_directory(&self.path)?;
+        fs::remove_dir_all(dead)
+    }
+
+    fn remove_marks(&self, id: GenerationId) -> io::Result<()> {
+        for path in [self.marker(id), self.summary(id)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a generation into `damaged/` and keeps that directory below `cap` bytes, oldest out first.
+    pub(super) fn set_aside(&self, id: GenerationId, cap: u64) -> io::Result<PathBuf> {
+        let damaged = self.damaged();
+        fs::create_dir_all(&damaged)?;
+        let mut to = damaged.join(id.to_string());
+        for number in 1.. {
+            if !to.exists() {
+                break;
+            }
+            to = damaged.join(format!("{id}.{number}"));
+        }
+        fs::rename(self.generation(id), &to)?;
+        self.remove_marks(id)?;
+        sync_directory(&damaged)?;
+        sync_directory(&self.path)?;
+        self.trim_damaged(cap)?;
+        Ok(to)
+    }
+
+    fn trim_damaged(&self, cap: u64) -> io::Result<()> {
+        let mut kept: Vec<_> = fs::read_dir(self.damaged())?.collect::<Result<_, _>>()?;
+        kept.sort_unstable_by_key(fs::DirEntry::file_name);
+        let mut total: u64 = kept.iter().map(|entry| disk_bytes(&entry.path())).sum();
+        // The newest always stays: it is what somebody may want to look at.
+        for entry in kept.iter().take(kept.len().saturating_sub(1)) {
+            if total <= cap {
+                break;
+            }
+            total = total.saturating_sub(disk_bytes(&entry.path()));
+            log::warn!("removing {}: damaged/ is above its cap of {cap} bytes", entry.path().display());
+            fs::remove_dir_all(entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// Makes `reserve` from written bytes, unless it is there.
+    pub(super) fn make_reserve(&self, bytes: u64) -> io::Result<()> {
+        let path = self.file("reserve");
+        if disk_bytes(&path) >= bytes {
+            return Ok(());
+        }
+        let mut file = File::create(&path)?;
+        // Not zeros: a file system may store those as a hole.
+        let chunk = [0xa5u8; 64 * 1024];
+        let mut left = bytes;
+        while left > 0 {
+            let len = left.min(chunk.len() as u64) as usize;
+            file.write_all(&chunk[..len])?;
+            left -= len as u64;
+        }
+        file.sync_all()
+    }
+
+    /// Gives `reserve` up; whether there was one.
+    pub(super) fn give_up_reserve(&self) -> io::Result<bool> {
+        match fs::remove_file(self.file("reserve")) {
+            Ok(()) => sync_directory(&self.path).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes free for us on the file system.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Bytes that a file or a whole directory takes on disk; what cannot be read counts nothing.
+pub(super) fn disk_bytes(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    let own = meta.blocks() * 512;
+    if !meta.is_dir() {
+        return own;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return own };
+    own + entries.flatten().map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+}
+
+/// Makes names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes every file below a directory, and the directories, durable.
+pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(path)
+}

@@ -1,0 +1,244 @@
+//! One sled database, used so that a power cut loses nothing. The only file that names sled.
+//!
+//! Limits: nothing is ever removed inside; an encoded block is at most a quarter of a segment / 17, for a leaf holds up
+//! to 17 values, is rewritten whole, and above a quarter of a segment goes to a file that sled never syncs; at most an
+//! eighth of a segment is inserted between two syncs, for a freed segment may be written over before what replaces it
+//! is on the medium. `flush()` of sled 0.34 is no fsync: we sync `db` ourselves, through a handle of our own.
+//! (Measured by replaying power cuts; docs/decisions/0103.)
+//!
+//! sled panics on some damage, so every call runs under `catch_unwind`; after a panic or error the database is never
+//! written again.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use super::directory::{Directory, GenerationId, sync_directory, sync_tree};
+
+/// Segment sizes in use: small ones for a small `max_bytes`.
+pub(super) const SEGMENT_BYTES: [usize; 2] = [1 << 20, 512 << 10];
+
+/// sled's page cache. Not what decides its memory: that is the size of a generation.
+const CACHE_BYTES: u64 = 2 << 20;
+
+/// Largest encoded block for a segment size: segment / 4 / 17, less sled's own heads.
+pub(super) fn block_bytes_max(segment_bytes: usize) -> usize {
+    if segment_bytes >= 1 << 20 { 15_000 } else { 7_400 }
+}
+
+/// Most encoded bytes between two syncs.
+pub(super) fn unsynced_bytes_max(segment_bytes: usize) -> usize {
+    segment_bytes / 8
+}
+
+/// What the caller must do about a failure of the store.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    /// Somebody holds the database.
+    #[error("the database is in use: {0}")]
+    Busy(String),
+    /// No space.
+    #[error("no space left: {0}")]
+    Full(String),
+    /// The files are not what they should be: set aside.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    /// The file system said no; another try may do.
+    #[error("{0}")]
+    Io(io::Error),
+    /// Closed or failed before.
+    #[error("the database is closed")]
+    Closed,
+    /// Made with another segment size.
+    #[error("other segment size")]
+    OtherSegment,
+}
+
+impl StoreError {
+    fn of_io(error: io::Error) -> Self {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, UnexpectedEof};
+        let text = error.to_string();
+        match error.kind() {
+            StorageFull | QuotaExceeded => Self::Full(text),
+            UnexpectedEof => Self::Damaged(text),
+            PermissionDenied | ReadOnlyFilesystem => Self::Io(error),
+            _ if text.contains("could not acquire lock") => Self::Busy(text),
+            _ if error.raw_os_error() == Some(libc::EIO) => Self::Damaged(text),
+            _ => Self::Io(error),
+        }
+    }
+
+    fn of_sled(error: sled::Error) -> Self {
+        match error {
+            sled::Error::Io(error) => Self::of_io(error),
+            sled::Error::Unsupported(text) if text.contains("io buffer size") => Self::OtherSegment,
+            error => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// Bytes of a block as the store holds them.
+#[derive(Debug, Clone)]
+pub(super) struct BlockBytes(sled::IVec);
+
+impl Deref for BlockBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+struct Open {
+    db: sled::Db,
+    file: File,
+}
+
+/// An open generation; shared by the writer and the reader.
+pub(super) struct Generation {
+    id: GenerationId,
+    path: PathBuf,
+    segment_bytes: usize,
+    inner: RwLock<Option<Open>>,
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Generation {
+    /// Opens what is there, whatever its segment size, or makes it with `segment_bytes`. Everything that can be read
+    /// when this returns is on the medium. The marker is not made here.
+    pub(super) fn open(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
+        match Self::open_with(directory, id, segment_bytes) {
+            Err(StoreError::OtherSegment) => {
+                let other = SEGMENT_BYTES.into_iter().find(|size| *size != segment_bytes).unwrap_or(segment_bytes);
+                Self::open_with(directory, id, other).map_err(|error| match error {
+                    StoreError::OtherSegment => StoreError::Damaged("unknown segment size".to_owned()),
+                    error => error,
+                })
+            }
+            other => other,
+        }
+    }
+
+    fn open_with(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
+        let path = directory.generation(id);
+        remove_half_made_snapshots(&path).map_err(StoreError::of_io)?;
+        let db = guarded(|| {
+            let db = sled::Config::new()
+                .path(&path)
+                .segment_size(segment_bytes)
+                .cache_capacity(CACHE_BYTES)
+                .flush_every_ms(None)
+                .open()?;
+            db.flush()?;
+            Ok(db)
+        })?;
+        // sled writes `conf` and renames its snapshot without syncing: without this most power cuts left a database
+        // that did not open.
+        let synced = sync_tree(&path).and_then(|()| sync_directory(directory.path()));
+        let file = synced.and_then(|()| File::options().read(true).write(true).open(path.join("db")));
+        match file {
+            Ok(file) => Ok(Self { id, path, segment_bytes, inner: RwLock::new(Some(Open { db, file })) }),
+            Err(error) => {
+                drop_guarded(db);
+                Err(StoreError::of_io(error))
+            }
+        }
+    }
+
+    pub(super) fn id(&self) -> GenerationId {
+        self.id
+    }
+
+    pub(super) fn segment_bytes(&self) -> usize {
+        self.segment_bytes
+    }
+
+    /// Inserts a block under the index of its first entry.
+    pub(super) fn insert(&self, first_index: u64, block: &[u8]) -> Result<(), StoreError> {
+        self.with(|open| guarded(|| open.db.insert(first_index.to_be_bytes(), block).map(|_| ())))
+    }
+
+    /// Everything inserted is on the medium when this returns.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.with(|open| {
+            guarded(|| open.db.flush().map(|_| ()))?;
+            open.file.sync_data().map_err(StoreError::of_io)
+        })
+    }
+
+    /// The first block whose first index is `index` or above.
+    pub(super) fn block_from(&self, index: u64) -> Result<Option<(u64, BlockBytes)>, StoreError> {
+        let found = self.with(|open| guarded(|| open.db.range(index.to_be_bytes()..).next().transpose()))?;
+        let Some((key, value)) = found else { return Ok(None) };
+        let key: [u8; 8] =
+            key.as_ref().try_into().map_err(|_| StoreError::Damaged("a key is not an index".to_owned()))?;
+        Ok(Some((u64::from_be_bytes(key), BlockBytes(value))))
+    }
+
+    /// Bytes on disk: one stat.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        super::directory::disk_bytes(&self.path.join("db"))
+    }
+
+    /// Closes the database: whoever still holds this handle gets errors from now on.
+    pub(super) fn close(&self) {
+        let open = self.inner.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(open) = open {
+            drop_guarded(open.db);
+        }
+    }
+
+    fn with<T>(&self, call: impl FnOnce(&Open) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        call(inner.as_ref().ok_or(StoreError::Closed)?)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// sled takes a half-made snapshot for its newest one and never opens again.
+fn remove_half_made_snapshots(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A call into sled; a panic in it becomes damage.
+fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(StoreError::of_sled),
+        Err(panic) => Err(StoreError::Damaged(format!("the store panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+fn drop_guarded(db: sled::Db) {
+    if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+        log::warn!("the store panicked while it was closed; nothing that was synced is affected");
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}

@@ -1,0 +1,125 @@
+//! Budgets: bytes held in memory, bytes on disk, free space; and the sizes that follow from `max_bytes`. Plain
+//! arithmetic but for the counter of [`HeldBytes`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::generation::SEGMENT_BYTES;
+
+/// Bytes held of `held_bytes_max`; freed on drop.
+#[derive(Debug)]
+pub struct HeldPermit {
+    bytes: usize,
+    budget: HeldBytes,
+}
+
+impl Drop for HeldPermit {
+    fn drop(&mut self) {
+        self.budget.inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The budget `held_bytes_max`: bytes received and not yet answered, all sources together.
+#[derive(Debug, Clone)]
+pub struct HeldBytes {
+    inner: Arc<HeldInner>,
+}
+
+#[derive(Debug)]
+struct HeldInner {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl HeldBytes {
+    /// A budget of `max` bytes.
+    pub fn new(max: usize) -> Self {
+        Self { inner: Arc::new(HeldInner { used: AtomicUsize::new(0), max }) }
+    }
+
+    /// Takes `bytes` of the budget, or nothing if they are not there. More than the whole budget is granted when nothing
+    /// else is held, so that one large message cannot wait for ever.
+    pub fn try_acquire(&self, bytes: usize) -> Option<HeldPermit> {
+        let max = self.inner.max;
+        let take = |used: usize| (used == 0 || used.saturating_add(bytes) <= max).then(|| used.saturating_add(bytes));
+        self.inner.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        Some(HeldPermit { bytes, budget: self.clone() })
+    }
+
+    /// Bytes taken and the most that may be taken.
+    pub fn used_and_max(&self) -> (usize, usize) {
+        (self.inner.used.load(Ordering::Relaxed), self.inner.max)
+    }
+}
+
+/// Raw bytes of a generation, at most: decides memory (docs/decisions/0104).
+const GENERATION_BYTES_MAX: u64 = 12 << 20;
+const GENERATION_BYTES_MIN: u64 = 1 << 20;
+const RESERVE_BYTES_MAX: u64 = 16 << 20;
+/// Below this `max_bytes` segments are small.
+const SMALL_BELOW_BYTES: u64 = 64 << 20;
+
+/// Sizes that follow from `max_bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// The cap.
+    pub(super) max_bytes: u64,
+    /// A generation is closed at this many raw bytes (its snapshot not counted).
+    pub(super) generation_raw_bytes: u64,
+    /// What is written at once, raw, before room is looked for again.
+    pub(super) group_raw_bytes: u64,
+    pub(super) reserve_bytes: u64,
+    pub(super) segment_bytes: usize,
+    /// `damaged/` may take this much.
+    pub(super) damaged_bytes_max: u64,
+}
+
+impl Sizes {
+    pub(super) fn of(max_bytes: u64) -> Self {
+        let part = max_bytes / 16;
+        let generation_raw_bytes = part.clamp(GENERATION_BYTES_MIN, GENERATION_BYTES_MAX);
+        Self {
+            max_bytes,
+            generation_raw_bytes,
+            group_raw_bytes: generation_raw_bytes / 4,
+            reserve_bytes: part.min(RESERVE_BYTES_MAX),
+            segment_bytes: SEGMENT_BYTES[usize::from(max_bytes < SMALL_BELOW_BYTES)],
+            damaged_bytes_max: part,
+        }
+    }
+
+    /// Readings are taken while what is on disk stays at or below this: what is left is for one group, a new
+    /// generation, control entries and notes.
+    pub(super) fn readings_bytes_max(&self) -> u64 {
+        let new_generation = 2 * self.segment_bytes as u64 + self.segment_bytes as u64 / 4;
+        self.max_bytes.saturating_sub(new_generation + 2 * self.group_raw_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_come_back_when_they_are_dropped() {
+        let held = HeldBytes::new(100);
+        let first = held.try_acquire(60).unwrap();
+        assert!(held.try_acquire(41).is_none());
+        let second = held.try_acquire(40).unwrap();
+        assert_eq!(held.used_and_max(), (100, 100));
+        drop((first, second));
+        let large = held.try_acquire(1000).expect("nothing else is held");
+        assert!(held.try_acquire(1).is_none());
+        drop(large);
+        assert_eq!(held.used_and_max(), (0, 100));
+    }
+
+    #[test]
+    fn the_smallest_outbox_still_has_room_for_several_generations() {
+        let sizes = Sizes::of(8 << 20);
+        assert_eq!(sizes.segment_bytes, 512 << 10);
+        let for_generations = sizes.readings_bytes_max() - sizes.reserve_bytes;
+        assert!(for_generations >= 4 * sizes.generation_raw_bytes, "{for_generations}");
+        assert_eq!(Sizes::of(1 << 30).segment_bytes, 1 << 20);
+    }
+}

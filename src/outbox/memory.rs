@@ -1,0 +1,141 @@
+//! What the log says besides readings, held in memory: redelivery tables, open notes, segments, refusal counts. Rebuilt
+//! from the newest complete snapshot and what follows it; every change is first an entry of the log.
+
+use std::collections::HashMap;
+
+use crate::outbox::Packet;
+use crate::record::SourceId;
+
+use super::entry::{Control, Refusal, Segment, TABLE_MARKS_MAX, own};
+use super::note::Notes;
+use super::reading::PacketMark;
+use super::redelivery::{Known, Table};
+
+/// Owned by the writer; filled by recovery.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Memory {
+    pub(super) tables: HashMap<SourceId, Table>,
+    pub(super) notes: Notes,
+    /// Oldest first.
+    pub(super) segments: Vec<Segment>,
+    pub(super) refusals: HashMap<SourceId, Refusal>,
+    /// Whether a snapshot was seen from its begin to its end.
+    pub(super) complete: bool,
+    snapshot_open: bool,
+}
+
+/// How to take a change back whose entry did not become durable.
+#[derive(Debug)]
+pub(super) enum Undo {
+    Packet(SourceId, u16, Option<Known>),
+    Cleared(SourceId, Table),
+    Refused(SourceId, Option<Refusal>),
+}
+
+impl Memory {
+    /// Index of the arrival that `packet` repeats.
+    pub(super) fn duplicate_of(&self, source: &SourceId, packet: &Packet) -> Option<u64> {
+        self.tables.get(source)?.duplicate_of(packet)
+    }
+
+    /// Enters a packet whose arrival has its commit mark at `index`.
+    pub(super) fn enter(&mut self, source: &SourceId, mark: PacketMark, index: u64) -> Undo {
+        if !self.tables.contains_key(source) {
+            self.tables.insert(SourceId(own(&source.0)), Table::default());
+        }
+        let table = self.tables.get_mut(source).expect("just made");
+        Undo::Packet(source.clone(), mark.id, table.insert(mark, index))
+    }
+
+    /// Removes packets that are done.
+    pub(super) fn release(&mut self, source: &SourceId, ids: &[u16], mut undo: impl FnMut(Undo)) {
+        let Some(table) = self.tables.get_mut(source) else { return };
+        for id in ids {
+            if let Some(known) = table.remove(*id) {
+                undo(Undo::Packet(source.clone(), *id, Some(known)));
+            }
+        }
+    }
+
+    /// Forgets the session of a source.
+    pub(super) fn clear_session(&mut self, source: &SourceId) -> Option<Undo> {
+        self.tables.remove(source).map(|table| Undo::Cleared(source.clone(), table))
+    }
+
+    /// Sets the refusal counts of a source.
+    pub(super) fn set_refusal(&mut self, source: &SourceId, refusal: Refusal) -> Undo {
+        Undo::Refused(source.clone(), self.refusals.insert(SourceId(own(&source.0)), refusal))
+    }
+
+    /// Takes a change back. Changes are taken back newest first.
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Packet(source, id, before) => self.tables.entry(source).or_default().restore(id, before),
+            Undo::Cleared(source, table) => {
+                self.tables.insert(source, table);
+            }
+            Undo::Refused(source, before) => {
+                match before {
+                    Some(refusal) => self.refusals.insert(source, refusal),
+                    None => self.refusals.remove(&source),
+                };
+            }
+        }
+    }
+
+    /// Replays an entry at opening. Entries of an arrival without its commit mark must not come here.
+    pub(super) fn replay(&mut self, control: Control, index: u64) {
+        match control {
+            Control::Mark(source, mark) => {
+                self.enter(&source, mark, index);
+            }
+            Control::Released(source, ids) => self.release(&source, &ids, |_| {}),
+            Control::SessionCleared(source) => {
+                self.clear_session(&source);
+            }
+            Control::Segment(segment) => self.add_segment(segment),
+            Control::Refused(source, refusal) => {
+                self.set_refusal(&source, refusal);
+            }
+            Control::Note(note) => self.notes.add(note),
+            Control::SnapshotBegin => *self = Self { snapshot_open: true, ..Self::default() },
+            Control::Table(source, marks) => marks.into_iter().for_each(|mark| {
+                self.enter(&source, mark, index);
+            }),
+            Control::SnapshotEnd => self.complete |= std::mem::take(&mut self.snapshot_open),
+        }
+    }
+
+    /// Adds a segment, once.
+    pub(super) fn add_segment(&mut self, segment: Segment) {
+        if self.segments.iter().all(|known| known.nonce != segment.nonce) {
+            self.segments.push(segment);
+        }
+    }
+
+    /// Notes and segments that no undelivered sequence needs may go. `committed` must be durable in `pos`.
+    pub(super) fn forget_through(&mut self, committed: u64) {
+        self.notes.forget_through(committed);
+        let over = self.segments.windows(2).take_while(|pair| pair[1].first_sequence <= committed + 1).count();
+        self.segments.drain(..over);
+    }
+
+    /// Everything, as the entries of a snapshot.
+    pub(super) fn snapshot(&self) -> Vec<Control> {
+        let mut entries = vec![Control::SnapshotBegin];
+        entries.extend(self.segments.iter().cloned().map(Control::Segment));
+        entries.extend(self.notes.iter().cloned().map(Control::Note));
+        entries.extend(self.refusals.iter().map(|(source, refusal)| Control::Refused(source.clone(), refusal.clone())));
+        for (source, table) in self.tables.iter().filter(|(_, table)| !table.is_empty()) {
+            let marks = table.marks();
+            entries.extend(marks.chunks(TABLE_MARKS_MAX).map(|part| Control::Table(source.clone(), part.to_vec())));
+        }
+        entries.push(Control::SnapshotEnd);
+        entries
+    }
+
+    /// Readings refused or named by open notes of the policies.
+    pub(super) fn refused_total(&self) -> u64 {
+        self.refusals.values().map(|refusal| refusal.total).sum()
+    }
+}

@@ -1,0 +1,189 @@
+//! The file `state`: who this outbox is. Two slots (slots.rs), JSON inside, synced at every change. If it is lost, the
+//! identity comes from the segments in the newest snapshot.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::outbox::{Identity, IdentityChange};
+use crate::record::{Incarnation, Nonce};
+
+use super::slots::{self, Slots};
+
+/// Version of the format of the whole directory.
+pub(super) const FORMAT: u32 = 1;
+/// Incarnations kept by name; older ones are delivered long since.
+const LIVES_MAX: usize = 16;
+
+/// One incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Life {
+    /// Counts from 1.
+    pub(super) number: u64,
+    /// 32 hexadecimal digits.
+    pub(super) id: String,
+    /// The one before it, ours or foreign.
+    pub(super) prev: Option<String>,
+    /// First sequence it accounts for.
+    pub(super) first_sequence: u64,
+}
+
+impl Life {
+    pub(super) fn incarnation(&self) -> Option<Incarnation> {
+        Incarnation::from_hex(&self.id)
+    }
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Format of the directory.
+    pub(super) v: u32,
+    pub(super) agent: String,
+    /// Oldest first; the last one is in force.
+    pub(super) lives: Vec<Life>,
+    /// No index at or above was ever given out without this file saying so first.
+    pub(super) index_limit: u64,
+    /// Likewise for sequences: a new incarnation begins here, so that no number of the old one comes again.
+    pub(super) sequence_limit: u64,
+    #[serde(default)]
+    pub(super) ever_began: bool,
+    #[serde(default)]
+    pub(super) session_number: u64,
+    /// Nonce of the ledger record read last, and our own.
+    #[serde(default)]
+    pub(super) nonces: [String; 2],
+    #[serde(default)]
+    pub(super) clean: bool,
+    #[serde(default)]
+    pub(super) cluster: Option<String>,
+}
+
+impl State {
+    pub(super) fn new(agent: &str) -> Self {
+        Self {
+            v: FORMAT,
+            agent: agent.to_owned(),
+            lives: Vec::new(),
+            index_limit: 0,
+            sequence_limit: 0,
+            ever_began: false,
+            session_number: 0,
+            nonces: [Nonce::default().to_hex(), Nonce::default().to_hex()],
+            clean: true,
+            cluster: None,
+        }
+    }
+
+    /// The incarnation in force.
+    pub(super) fn life(&self) -> Option<&Life> {
+        self.lives.last()
+    }
+
+    /// Begins an incarnation after `previous`.
+    pub(super) fn begin_life(&mut self, id: Incarnation, previous: Option<Incarnation>, first_sequence: u64) {
+        let number = self.life().map_or(1, |life| life.number + 1);
+        self.lives.push(Life { number, id: id.to_hex(), prev: previous.map(Incarnation::to_hex), first_sequence });
+        let excess = self.lives.len().saturating_sub(LIVES_MAX);
+        self.lives.drain(..excess);
+    }
+
+    /// Makes a change of delivery's.
+    pub(super) fn change(&mut self, change: &IdentityChange) {
+        match change {
+            IdentityChange::SessionBegins { ledger, own } => {
+                self.nonces = [ledger.to_hex(), own.to_hex()];
+                self.session_number += 1;
+                self.clean = false;
+                self.ever_began = true;
+            }
+            IdentityChange::CleanEnd => self.clean = true,
+            IdentityChange::Cluster(id) => self.cluster = Some(id.clone()),
+            IdentityChange::Previous(previous) => {
+                if let Some(life) = self.lives.last_mut() {
+                    life.prev = Some(previous.to_hex());
+                }
+            }
+        }
+    }
+
+    /// What delivery sees. `undelivered_from` is the first sequence that Kafka may not have.
+    pub(super) fn identity(&self, segment: Nonce, segments: Vec<Nonce>, undelivered_from: u64) -> Identity {
+        let last = self.lives.len().saturating_sub(1);
+        // A life is over when the next one began at or below what is delivered.
+        let open = |at: usize| self.lives.get(at + 1).is_none_or(|next| next.first_sequence > undelivered_from);
+        let known =
+            (0..self.lives.len()).filter(|at| *at == last || open(*at)).filter_map(|at| self.lives[at].incarnation());
+        let nonce = |at: usize| Nonce::from_hex(&self.nonces[at]).unwrap_or_default();
+        Identity {
+            incarnation: self.life().and_then(Life::incarnation).unwrap_or(Incarnation([0; 16])),
+            previous: self.life().and_then(|life| Incarnation::from_hex(life.prev.as_deref()?)),
+            known: known.collect(),
+            ever_began: self.ever_began,
+            segment,
+            segments,
+            session_nonces: [nonce(0), nonce(1)],
+            session_number: self.session_number,
+            clean: self.clean,
+            cluster_id: self.cluster.clone(),
+        }
+    }
+}
+
+/// The open file and what it holds.
+#[derive(Debug)]
+pub(super) struct StateFile {
+    slots: Slots,
+    pub(super) state: State,
+}
+
+/// What the slots held.
+#[derive(Debug)]
+pub(super) enum Loaded {
+    /// A state of some agent and version.
+    State(State),
+    /// Nothing valid.
+    Nothing,
+    /// A payload of another program or version.
+    Unknown,
+}
+
+fn parse(payload: Option<Vec<u8>>) -> Loaded {
+    match payload {
+        None => Loaded::Nothing,
+        Some(payload) => serde_json::from_slice(&payload).map_or(Loaded::Unknown, Loaded::State),
+    }
+}
+
+/// Reads without changing anything.
+pub(super) fn read(path: &Path) -> io::Result<Loaded> {
+    match slots::read(path) {
+        Ok(payload) => Ok(parse(payload)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Loaded::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+impl StateFile {
+    /// Opens or makes the file.
+    pub(super) fn open(path: &Path, agent: &str) -> io::Result<(Self, Loaded)> {
+        let (slots, payload) = Slots::open(path)?;
+        let loaded = parse(payload);
+        let state = match &loaded {
+            Loaded::State(state) => state.clone(),
+            _ => State::new(agent),
+        };
+        Ok((Self { slots, state }, loaded))
+    }
+
+    /// Changes the state durably; on an error the old one stays in force.
+    pub(super) fn update(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        let payload = serde_json::to_vec(&state).map_err(io::Error::other)?;
+        self.slots.write(&payload)?;
+        self.state = state;
+        Ok(())
+    }
+}

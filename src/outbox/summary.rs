@@ -1,0 +1,77 @@
+//! What a closed generation holds: the file `g....end` beside it, JSON and a CRC in the last line. It spares opening all
+//! generations at start; a missing or torn one is rebuilt by reading the generation.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Reading, SourceId};
+
+/// Contents of a generation. Ends are exclusive.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Summary {
+    pub(super) first_sequence: u64,
+    pub(super) end_index: u64,
+    pub(super) end_sequence: u64,
+    /// Record bytes of its readings.
+    pub(super) record_bytes: u64,
+    /// Readings per source.
+    pub(super) sources: BTreeMap<String, u64>,
+    /// When its first reading came: wall clock, and boot clock with the boot id.
+    pub(super) first_received_wall_ns: i64,
+    pub(super) first_received_mono_ns: u64,
+    /// When its last one came.
+    pub(super) last_received_wall_ns: i64,
+    pub(super) last_received_mono_ns: u64,
+    /// Boot in which its last reading came.
+    pub(super) boot_id: String,
+    /// Whether all of its readings have a synchronised wall time.
+    pub(super) synchronised: bool,
+}
+
+impl Summary {
+    pub(super) fn starting_at(first_index: u64, first_sequence: u64) -> Self {
+        Self {
+            first_sequence,
+            end_index: first_index,
+            end_sequence: first_sequence,
+            synchronised: true,
+            ..Self::default()
+        }
+    }
+
+    /// Counts a reading.
+    pub(super) fn count(&mut self, source: &SourceId, reading: &Reading) {
+        if self.sources.is_empty() {
+            self.first_received_wall_ns = reading.received.wall_ns;
+            self.first_received_mono_ns = reading.received.mono_ns;
+        }
+        self.last_received_wall_ns = self.last_received_wall_ns.max(reading.received.wall_ns);
+        self.last_received_mono_ns = self.last_received_mono_ns.max(reading.received.mono_ns);
+        self.synchronised &= !reading.flags.contains(crate::record::Flags::UNSYNCHRONISED);
+        self.record_bytes += reading.record_bytes() as u64;
+        match self.sources.get_mut(source.as_str()) {
+            Some(count) => *count += 1,
+            None => {
+                self.sources.insert(source.as_str().to_owned(), 1);
+            }
+        }
+    }
+
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let json = serde_json::to_string(self).map_err(io::Error::other)?;
+        let mut file = fs::File::create(path)?;
+        writeln!(file, "{json}\n{:08x}", crc32fast::hash(json.as_bytes()))?;
+        file.sync_data()
+    }
+
+    /// `None`: missing or torn.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let (json, sum) = text.trim_end().rsplit_once('\n')?;
+        (format!("{:08x}", crc32fast::hash(json.as_bytes())) == sum).then(|| serde_json::from_str(json).ok())?
+    }
+}

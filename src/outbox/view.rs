@@ -1,0 +1,225 @@
+//! What the writer shares: where the log stands, which generations there are, what is noted. The writer is the only one
+//! that changes it, but for the marks of the reader and of delivery (`reader_at`, `protected`, `committed`).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use crate::metrics::OutboxMetrics;
+use crate::outbox::{HeldBytes, Positions};
+use crate::progress::Progress;
+use crate::record::{ReceiptTime, Sequence};
+
+use super::directory::{Directory, GenerationId};
+use super::entry::Segment;
+use super::generation::Generation;
+use super::note::Notes;
+use super::state::StateFile;
+use super::summary::Summary;
+use super::writer::Command;
+
+/// A generation in the catalogue.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) id: GenerationId,
+    pub(super) first_sequence: u64,
+    /// For a closed one: what it holds.
+    pub(super) closed: Option<Arc<Summary>>,
+    /// The handle in use, if there is one: a database is open once.
+    pub(super) live: Weak<Generation>,
+    /// Bytes on disk, taken when it was closed.
+    pub(super) disk_bytes: u64,
+}
+
+impl Listed {
+    /// Sequence after its last one; the newest one has no end.
+    pub(super) fn end_sequence(&self) -> u64 {
+        self.closed.as_ref().map_or(u64::MAX, |summary| summary.end_sequence)
+    }
+
+    pub(super) fn holds(&self, sequence: u64) -> bool {
+        self.first_sequence <= sequence && sequence < self.end_sequence()
+    }
+}
+
+/// Where the log stands. Positions are inclusive.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) committed: u64,
+    pub(super) durable_sequence: u64,
+    pub(super) durable_index: u64,
+    /// Oldest first.
+    pub(super) generations: VecDeque<Listed>,
+    pub(super) notes: Arc<Notes>,
+    pub(super) segments: Arc<[Segment]>,
+    /// Number of the generation the reader has open.
+    pub(super) reader_at: Option<u64>,
+    /// Sequences a transaction with open outcome may hold, inclusive.
+    pub(super) protected: Option<(u64, u64)>,
+    /// Bytes on disk.
+    pub(super) bytes: u64,
+    /// `ok`, `full`, `failing: ...`.
+    pub(super) state: String,
+    /// Readings refused or dropped by policy.
+    pub(super) dropped: u64,
+    /// Generations set aside.
+    pub(super) damaged: u64,
+    /// Receipt times by sequence, thinned: for the age of the oldest reading.
+    pub(super) ages: Ages,
+    wakes: u64,
+    pub(super) closed: bool,
+}
+
+/// Shared by all handles.
+#[derive(Debug)]
+pub(super) struct Shared {
+    view: Mutex<View>,
+    changed: Condvar,
+    pub(super) state: Mutex<StateFile>,
+    pub(super) directory: Directory,
+    pub(super) metrics: OutboxMetrics,
+    pub(super) progress: Progress,
+    pub(super) held: HeldBytes,
+    /// A wake-up for the writer is in its channel.
+    nudged: AtomicBool,
+}
+
+impl View {
+    pub(super) fn new(committed: u64, durable_sequence: u64, durable_index: u64) -> Self {
+        Self {
+            committed,
+            durable_sequence,
+            durable_index,
+            generations: VecDeque::new(),
+            notes: Arc::default(),
+            segments: Arc::from([]),
+            reader_at: None,
+            protected: None,
+            bytes: 0,
+            state: "ok".to_owned(),
+            dropped: 0,
+            damaged: 0,
+            ages: Ages::default(),
+            wakes: 0,
+            closed: false,
+        }
+    }
+
+    pub(super) fn positions(&self) -> Positions {
+        Positions { committed: Sequence(self.committed), durable: Sequence(self.durable_sequence) }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        view: View,
+        state: StateFile,
+        directory: Directory,
+        metrics: OutboxMetrics,
+        progress: Progress,
+        held: HeldBytes,
+    ) -> Self {
+        Self {
+            view: Mutex::new(view),
+            changed: Condvar::new(),
+            state: Mutex::new(state),
+            directory,
+            metrics,
+            progress,
+            held,
+            nudged: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the view and tells whoever waits.
+    pub(super) fn publish<T>(&self, change: impl FnOnce(&mut View) -> T) -> T {
+        let result = change(&mut self.view());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Ends all waits.
+    pub(super) fn wake(&self) {
+        self.publish(|view| view.wakes += 1);
+    }
+
+    /// Waits until `done` says so, a wake, or the deadline.
+    pub(super) fn wait(&self, deadline: Instant, done: impl Fn(&View) -> bool) -> MutexGuard<'_, View> {
+        let mut view = self.view();
+        let wakes = view.wakes;
+        while !done(&view) && view.wakes == wakes && !view.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            view = self.changed.wait_timeout(view, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        view
+    }
+
+    /// Has the writer look at the view, once.
+    pub(super) fn nudge(&self, commands: &Sender<Command>) {
+        if !self.nudged.swap(true, Ordering::AcqRel) && commands.send(Command::Nudge).is_err() {
+            log::debug!("the outbox is closed: nothing to trim");
+        }
+    }
+
+    pub(super) fn nudge_taken(&self) {
+        self.nudged.store(false, Ordering::Release);
+    }
+}
+
+/// Most steps kept; then every second one goes.
+const AGE_STEPS_MAX: usize = 512;
+/// Steps are at least this far apart.
+const AGE_STEP_NS: u64 = 500_000_000;
+
+/// When readings came, in steps of half a second and more.
+#[derive(Debug, Default)]
+pub(super) struct Ages(VecDeque<(u64, ReceiptTime)>);
+
+impl Ages {
+    /// The reading with this sequence came at `time`.
+    pub(super) fn push(&mut self, sequence: u64, time: ReceiptTime) {
+        let close = self
+            .0
+            .back()
+            .is_some_and(|(_, last)| time.mono_ns >= last.mono_ns && time.mono_ns - last.mono_ns < AGE_STEP_NS);
+        if close {
+            return;
+        }
+        self.0.push_back((sequence, time));
+        if self.0.len() > AGE_STEPS_MAX {
+            let mut at = 0;
+            self.0.retain(|_| {
+                at += 1;
+                at % 2 == 1
+            });
+        }
+    }
+
+    /// Age in seconds of the first reading after `committed`, as well as it is known.
+    pub(super) fn oldest_seconds(&mut self, committed: u64, now: ReceiptTime) -> f64 {
+        while self.0.len() > 1 && self.0[1].0 <= committed + 1 {
+            self.0.pop_front();
+        }
+        let Some((_, then)) = self.0.front() else { return 0.0 };
+        // Stamps of an earlier boot stand ahead of the boot clock more often than not; then the wall clock must do.
+        let nanoseconds = if then.mono_ns != 0 && then.mono_ns <= now.mono_ns {
+            (now.mono_ns - then.mono_ns) as f64
+        } else {
+            (now.wall_ns.saturating_sub(then.wall_ns)).max(0) as f64
+        };
+        nanoseconds / 1e9
+    }
+}

@@ -1,0 +1,358 @@
+//! Writing, syncing, answering; and taking back what did not become durable.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::outbox::{Answer, Arrival, Control, Outcome};
+use crate::promise::Durable;
+use crate::record::{Index, ReceiptTime};
+
+use super::super::entry::{self, ALONE, FIRST};
+use super::super::generation::unsynced_bytes_max;
+use super::super::reading::PacketMark;
+use super::super::recovery::LIMIT_STEP;
+use super::{Current, Flight, SYNC_STALL, Source, Stop, UNSETTLED, Work, Writer};
+
+/// A group ends at this many works (and at `Sizes::group_raw_bytes`), so that trims and answers are not kept waiting.
+const GROUP_WORKS_MAX: usize = 20_000;
+/// More entries than one group can have.
+const LIMIT_MARGIN: u64 = 1 << 20;
+/// Packet identifiers in one entry.
+const RELEASED_MAX: usize = 2000;
+
+impl Writer {
+    /// Writes what waits. Whatever happens, nothing is answered that is not durable.
+    pub(super) fn commit(&mut self) {
+        self.shared.progress.phase("writing", SYNC_STALL);
+        self.retry_at = None;
+        self.look_for_room();
+        match self.try_commit() {
+            Ok(()) => {
+                self.retry.reset();
+                self.waiting_since = (!self.backlog.is_empty()).then(Instant::now);
+                if self.full { self.set_state("full") } else { self.set_state("ok") }
+            }
+            Err(stop) => self.failed(&stop),
+        }
+    }
+
+    fn try_commit(&mut self) -> Result<(), Stop> {
+        if self.current.is_none() {
+            self.make_generation()?;
+        }
+        self.raise_limits()?;
+        self.tell_refused();
+        let mut raw_bytes = 0;
+        let mut works = 0;
+        while raw_bytes < self.sizes.group_raw_bytes && works < GROUP_WORKS_MAX {
+            if self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
+                self.finish_group()?;
+                self.rotate()?;
+            }
+            let Some(work) = self.next_work() else { break };
+            works += 1;
+            self.write(work);
+            raw_bytes += self.insert_ready()?;
+        }
+        self.finish_group()
+    }
+
+    /// The next thing that may be written: when there is no room, control entries of sources that wait for none.
+    fn next_work(&mut self) -> Option<Work> {
+        use crate::config::outbox::WhenFull;
+        if !self.full || self.config.when_full == WhenFull::DropNewest {
+            return self.backlog.pop_front();
+        }
+        let mut waiting: Vec<*const Source> = Vec::new();
+        let mut found = None;
+        for (at, work) in self.backlog.iter().enumerate() {
+            match work {
+                Work::Note(..) => found = Some(at),
+                Work::Told(..) => {}
+                Work::Arrival(source, _) => {
+                    if !waiting.contains(&Arc::as_ptr(source)) {
+                        waiting.push(Arc::as_ptr(source));
+                    }
+                }
+                Work::Control(source, _) if !waiting.contains(&Arc::as_ptr(source)) => found = Some(at),
+                Work::Control(..) => {}
+            }
+            if found.is_some() {
+                break;
+            }
+        }
+        self.backlog.remove(found?)
+    }
+
+    /// Gives a work its entries. Nothing touches the disk here.
+    pub(super) fn write(&mut self, work: Work) {
+        let flight = match &work {
+            Work::Arrival(source, arrival) => self.write_arrival(source.clone(), arrival),
+            Work::Control(source, control) => (self.write_control(&source.clone(), control), Outcome::Appended),
+            Work::Told(source, reading, refusal) => {
+                self.write_segment();
+                let told = entry::Control::Refused(source.clone(), refusal.clone());
+                self.packer.push_control(&told, FIRST);
+                let through = self.packer.push_tail(source, reading);
+                let undo = self.memory.set_refusal(source, refusal.clone());
+                self.undo.push((through, undo));
+                (through, Outcome::Appended)
+            }
+            Work::Note(note, _) => {
+                (self.packer.push_control(&entry::Control::Note((**note).clone()), ALONE), Outcome::Appended)
+            }
+        };
+        let (through, outcome) = flight;
+        self.flights.push_back(Flight { work, through, sequence_after: self.packer.next_sequence(), outcome });
+    }
+
+    fn write_arrival(&mut self, source: Arc<Source>, arrival: &Arrival) -> (u64, Outcome) {
+        let id = &source.id;
+        if let Some(packet) = &arrival.packet {
+            if let Some(through) = self.memory.duplicate_of(id, packet) {
+                return (through, Outcome::Duplicate);
+            }
+        }
+        if arrival.readings.is_empty() && arrival.packet.is_none() {
+            return (self.packer.next_index() - 1, Outcome::Appended);
+        }
+        if self.full && !arrival.readings.is_empty() {
+            self.refuse(id, &arrival.readings);
+            return (UNSETTLED, Outcome::Refused);
+        }
+        self.write_segment();
+        let through = self.packer.push_arrival(id, &arrival.readings, arrival.packet.as_ref());
+        if let Some(packet) = &arrival.packet {
+            let undo = self.memory.enter(id, PacketMark::from(packet), through);
+            self.undo.push((through, undo));
+        }
+        (through, Outcome::Appended)
+    }
+
+    fn write_control(&mut self, source: &Arc<Source>, control: &Control) -> u64 {
+        let id = &source.id;
+        match control {
+            Control::SessionCleared => {
+                let through = self.packer.push_control(&entry::Control::SessionCleared(id.clone()), ALONE);
+                if let Some(undo) = self.memory.clear_session(id) {
+                    self.undo.push((through, undo));
+                }
+                through
+            }
+            Control::Released(ids) => {
+                for ids in ids.chunks(RELEASED_MAX) {
+                    let entry = entry::Control::Released(id.clone(), ids.to_vec());
+                    let through = self.packer.push_control(&entry, ALONE);
+                    self.memory.release(id, ids, |undo| self.undo.push((through, undo)));
+                }
+                self.packer.next_index() - 1
+            }
+        }
+    }
+
+    /// The first arrival of this process in a generation that an earlier one began.
+    fn write_segment(&mut self) {
+        if std::mem::take(&mut self.segment_due) {
+            self.packer.push_control(&entry::Control::Segment(self.segment.clone()), ALONE);
+        }
+    }
+
+    /// Inserts blocks that are ready, with a sync where the cap demands one. Returns the raw bytes inserted.
+    fn insert_ready(&mut self) -> Result<u64, Stop> {
+        let mut raw_bytes = 0;
+        while let Some(block) = self.packer.take() {
+            let current = self.current.as_mut().expect("a generation is made before anything is written");
+            let max = unsynced_bytes_max(current.generation.segment_bytes());
+            if self.unsynced_bytes > 0 && self.unsynced_bytes + block.bytes.len() > max {
+                self.sync()?;
+            }
+            let current = self.current.as_mut().expect("a sync does not take it");
+            current.generation.insert(block.first_index, &block.bytes)?;
+            current.raw_bytes += block.raw_bytes as u64;
+            raw_bytes += block.raw_bytes as u64;
+            self.unsynced_bytes += block.bytes.len();
+            self.inserted_end = block.end_index;
+            let m = &self.shared.metrics;
+            m.blocks.inc();
+            m.written_bytes.inc_by(block.bytes.len() as u64);
+        }
+        Ok(raw_bytes)
+    }
+
+    /// Ends the block under way, syncs, answers.
+    pub(super) fn finish_group(&mut self) -> Result<(), Stop> {
+        self.settle_refusals();
+        self.packer.flush();
+        self.insert_ready()?;
+        if self.unsynced_bytes > 0 {
+            self.sync()?;
+        }
+        // What needed no entry: redeliveries of what was durable already.
+        self.answer();
+        Ok(())
+    }
+
+    /// The only place where something becomes durable.
+    pub(super) fn sync(&mut self) -> Result<(), Stop> {
+        let started = Instant::now();
+        self.shared.progress.phase("syncing", SYNC_STALL);
+        let current = self.current.as_ref().expect("a sync follows an insert");
+        current.generation.sync()?;
+        self.shared.metrics.sync_seconds.observe(started.elapsed().as_secs_f64());
+        self.unsynced_bytes = 0;
+        self.synced_through(self.inserted_end);
+        Ok(())
+    }
+
+    /// A sync covers everything below `end`: whole arrivals in it are durable.
+    fn synced_through(&mut self, end: u64) {
+        let whole = self.flights.iter().take_while(|flight| flight.through < end).last();
+        if let Some(last) = whole.map(|flight| (flight.through, flight.sequence_after)) {
+            // A redelivery at the end of the group names an entry that is durable already.
+            let through = last.0.max(self.durable.through().0);
+            let through = self.flights.iter().map(|f| f.through).take_while(|t| *t < end).fold(through, u64::max);
+            self.durable = Durable::after_sync(Index(through));
+            self.durable_end_sequence = self.durable_end_sequence.max(last.1);
+            self.undo.retain(|(index, _)| *index > through);
+        }
+        self.answer();
+    }
+
+    /// Answers what is durable, one answer per source.
+    fn answer(&mut self) {
+        let through = self.durable.through().0;
+        let mut answers: Vec<(Arc<Source>, Answer)> = Vec::new();
+        let mut newest = None;
+        let mut noted = false;
+        let mut added = (0, 0);
+        while self.flights.front().is_some_and(|flight| flight.through <= through) {
+            let flight = self.flights.pop_front().expect("just seen");
+            match flight.work {
+                Work::Arrival(source, arrival) => {
+                    if flight.outcome == Outcome::Appended {
+                        added.0 += arrival.readings.len() as u64;
+                        if let Some(reading) = arrival.readings.first() {
+                            newest.get_or_insert((flight.sequence_after, reading.received));
+                        }
+                        self.count(&source.id, &arrival.readings);
+                    }
+                    if flight.outcome == Outcome::Refused {
+                        added.1 += arrival.readings.len() as u64;
+                    }
+                    let at = answers.iter().position(|(known, _)| Arc::ptr_eq(known, &source));
+                    let at = at.unwrap_or_else(|| {
+                        answers.push((source, Answer { done: Vec::new(), durable: self.durable }));
+                        answers.len() - 1
+                    });
+                    answers[at].1.done.push((arrival.receipt, flight.outcome));
+                }
+                Work::Told(source, reading, _) => self.count(&source, std::slice::from_ref(&*reading)),
+                Work::Note(note, done) => {
+                    self.memory.notes.add(*note);
+                    noted = true;
+                    if done.is_some_and(|done| done.send(()).is_err()) {
+                        log::debug!("nobody waits for the note any more");
+                    }
+                }
+                Work::Control(..) => {}
+            }
+        }
+        self.shared.metrics.appended.inc_by(added.0);
+        self.shared.metrics.refused.inc_by(added.1);
+        if noted {
+            self.publish_memory();
+        }
+        self.publish_durable(newest);
+        for (source, answer) in answers {
+            if source.answers.send(answer).is_err() {
+                log::debug!(
+                    "source {} is gone: what it sent is stored, it will be acknowledged as a redelivery",
+                    source.id
+                );
+            }
+        }
+    }
+
+    fn count(&mut self, source: &crate::record::SourceId, readings: &[crate::record::Reading]) {
+        if let Some(Current { summary, .. }) = &mut self.current {
+            readings.iter().for_each(|reading| summary.count(source, reading));
+        }
+    }
+
+    fn publish_durable(&mut self, newest: Option<(u64, ReceiptTime)>) {
+        if let Some(current) = &mut self.current {
+            current.summary.end_index = self.durable.through().0 + 1;
+            current.summary.end_sequence = self.durable_end_sequence;
+        }
+        let (index, sequence) = (self.durable.through().0, self.durable_end_sequence.saturating_sub(1));
+        self.shared.publish(|view| {
+            assert!(view.durable_index <= index && view.durable_sequence <= sequence, "durable never goes back");
+            (view.durable_index, view.durable_sequence) = (index, sequence);
+            if let Some((after, received)) = newest {
+                view.ages.push(after.saturating_sub(1), received);
+            }
+        });
+    }
+
+    /// `state` must know how far numbers may reach before they are given out.
+    fn raise_limits(&mut self) -> Result<(), Stop> {
+        let (index, sequence) = (self.packer.next_index(), self.packer.next_sequence());
+        let mut state = self.shared.state();
+        if index + LIMIT_MARGIN <= state.state.index_limit && sequence + LIMIT_MARGIN <= state.state.sequence_limit {
+            return Ok(());
+        }
+        let raised = state.update(|state| {
+            state.index_limit = index + LIMIT_STEP;
+            state.sequence_limit = sequence + LIMIT_STEP;
+        });
+        raised.map_err(|error| Stop::Io("write outbox/state", error))
+    }
+
+    /// Takes back everything that is not durable and closes the generation; the work goes back to where it stood.
+    pub(super) fn failed(&mut self, stop: &Stop) {
+        while let Some((_, undo)) = self.undo.pop() {
+            self.memory.undo(undo);
+        }
+        while let Some(flight) = self.flights.pop_back() {
+            // A gap record for refusals is made anew when there is room.
+            if !matches!(flight.work, Work::Told(..)) {
+                self.backlog.push_front(flight.work);
+            }
+        }
+        self.unsettled.clear();
+        self.unsynced_bytes = 0;
+        let (next_index, next_sequence) = (self.durable.through().0 + 1, self.durable_end_sequence);
+        self.packer.restart_at(next_index, next_sequence);
+        self.inserted_end = next_index;
+        self.close_current();
+        let freed = stop.is_full() && self.give_up_reserve();
+        let delay = if freed { std::time::Duration::ZERO } else { self.retry.next_delay() };
+        self.retry_at = Some(Instant::now() + delay);
+        log::error!(
+            "the outbox cannot be written ({stop}); nothing of it was acknowledged, it is tried again in a new generation in {delay:?}"
+        );
+        self.set_state(&format!("failing: {stop}"));
+        self.shared.metrics.failed.inc();
+    }
+
+    pub(super) fn set_state(&self, state: &str) {
+        let mut view = self.shared.view();
+        if view.state != state {
+            view.state = state.to_owned();
+        }
+    }
+
+    /// Writes the counts of readings that were refused in this group; the refusals are durable with them.
+    fn settle_refusals(&mut self) {
+        for source in std::mem::take(&mut self.unsettled) {
+            let refusal = self.memory.refusals.get(&source).cloned().unwrap_or_default();
+            self.packer.push_control(&entry::Control::Refused(source, refusal), ALONE);
+        }
+        let through = self.packer.next_index() - 1;
+        for flight in self.flights.iter_mut().filter(|flight| flight.through == UNSETTLED) {
+            flight.through = through;
+        }
+        // The undo of a refusal belongs to the entry that counts it.
+        self.undo.iter_mut().filter(|(index, _)| *index == UNSETTLED).for_each(|(index, _)| *index = through);
+    }
+}
