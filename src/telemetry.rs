@@ -85,8 +85,10 @@ impl Telemetry {
     fn say_left_out(&self, target: &str, left_out: u32) {
         if left_out > 0 {
             let seconds = WINDOW.as_secs();
-            let text = format_args!("{left_out} more lines like these within {seconds} s were left out");
-            self.shared.output.log(&Record::builder().level(Level::Warn).target(target).args(text).build());
+            let text = format!("{left_out} more lines like these within {seconds} s were left out");
+            let mut record = Record::builder();
+            record.level(Level::Warn).target(target);
+            self.shared.output.log(&record.args(format_args!("{text}")).build());
         }
     }
 }

@@ -75,9 +75,9 @@ fn check_mqtt(name: &str, agent_id: &str, config: &Mqtt, wrong: &mut Vec<String>
     if !(256..=268_435_455).contains(&config.packet_bytes_max.0) {
         wrong.push(format!("packet_bytes_max: {} is out of range; 256B to 255MiB", config.packet_bytes_max));
     }
-    if let Some(topic) = mqtt::status_topic(config, agent_id, name)
-        && (topic.is_empty() || topic.contains(['+', '#', '\0', '{', '}']))
-    {
+    let status_topic = mqtt::status_topic(config, agent_id, name);
+    let illegal = |topic: &String| topic.is_empty() || topic.contains(['+', '#', '\0', '{', '}']);
+    if let Some(topic) = status_topic.filter(illegal) {
         wrong.push(format!(
             "status_topic: {topic:?} is no topic to publish to; {{agent}} and {{source}} are known, wildcards are not; or \"off\""
         ));

@@ -134,10 +134,10 @@ impl Keeper {
     }
 
     fn tell(&self, end: &End, connected: Option<Duration>, verdict: &session::Verdict) {
-        if let Some((name, text)) = &verdict.alarm
-            && self.board.alarm(name, Some(text.clone()))
-        {
-            log::error!("source {}: {text}", self.board.name);
+        if let Some((name, text)) = &verdict.alarm {
+            if self.board.alarm(name, Some(text.clone())) {
+                log::error!("source {}: {text}", self.board.name);
+            }
         }
         if let End::Lost(error) = end {
             let text = error.to_string();

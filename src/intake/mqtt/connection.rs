@@ -291,9 +291,8 @@ impl Connection {
             let topic = self.plan.status.as_ref().map_or("", |status| &status.topic);
             format!("the broker refused our status on {topic} ({why}): allow it, or set status_topic = \"off\"")
         });
-        if self.plan.board.alarm("status_topic", text.clone())
-            && let Some(text) = text
-        {
+        let is_new = self.plan.board.alarm("status_topic", text.clone());
+        if let Some(text) = text.filter(|_| is_new) {
             log::warn!("source {}: {text}", self.plan.board.name);
         }
         if matches!(self.phase, Phase::Farewell(_)) {
