@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use super::delivery::{Mode, PositionStore, Tls};
 use super::intake::Serial;
 use super::mistake::{Mistake, Place};
-use super::{Config, Limit, Source};
+use super::outbox::Sync;
+use super::{Config, Delivery, OnHardwareChange, Source};
 
 /// Collects what is wrong, each at the place of its setting.
 struct Report<'a> {
@@ -192,10 +193,14 @@ fn notices(config: &Config, look: &mut Report<'_>) {
             }
         }
     }
-    if config.outbox.max_age != Limit::Off {
-        look.at("outbox.max_age", "has no effect in this version");
+    if config.agent.on_hardware_change != OnHardwareChange::Hold {
+        look.at("agent.on_hardware_change", "has no effect in this version: the hardware is not compared");
     }
-    if config.outbox.retain.0 > 0 {
-        look.at("outbox.retain", "has no effect in this version");
+    if config.delivery.settle_time != Delivery::default().settle_time {
+        look.at("delivery.settle_time", "has no effect in mode \"txn\"");
+    }
+    if let Sync::Interval(span) = config.outbox.sync {
+        let text = format!("a power cut may lose serial and QoS 0 readings of the last {span}");
+        look.at("outbox.sync", text);
     }
 }
