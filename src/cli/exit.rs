@@ -56,7 +56,7 @@ impl Failure {
     #[must_use]
     pub fn tell(self) -> Exit {
         if log::max_level() >= log::Level::Error {
-            log::error!("{}", self.text);
+            log::error!(target: "fieldpost", "{}", self.text);
             log::logger().flush();
         } else {
             super::tell(&format!("fieldpost: {}", self.text));
