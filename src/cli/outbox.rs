@@ -17,12 +17,14 @@ pub(super) enum OutboxCommand {
 
 /// Say what the outbox holds, without changing it
 #[derive(Debug, Args)]
-#[command(after_help = "Reads files and their names only, so it may run beside the daemon; the newest generation is then at most a
+#[command(
+    after_help = "Reads files and their names only, so it may run beside the daemon; the newest generation is then at most a
 second behind. `fieldpost status` knows more of a daemon that runs.
 
 Examples:
   fieldpost outbox inspect
-  fieldpost outbox inspect --json | jq .generations")]
+  fieldpost outbox inspect --json | jq .generations"
+)]
 pub(super) struct Inspect {
     #[command(flatten)]
     config: ConfigArguments,
@@ -62,7 +64,11 @@ fn page(found: &Inspection) -> String {
         format!("outbox {}", found.path),
         format!("  {:<14}{}", "agent", found.agent.clone().unwrap_or_else(unknown)),
         format!("  {:<14}{}", "incarnation", found.incarnation.clone().unwrap_or_else(unknown)),
-        format!("  {:<14}{}", "daemon", found.running.map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"))),
+        format!(
+            "  {:<14}{}",
+            "daemon",
+            found.running.map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"))
+        ),
         format!("  {:<14}{}, next {}", "committed", number(found.committed), number(found.next)),
         format!("  {:<14}{clean}", "last session"),
         format!("  {:<14}{}, set aside as damaged {}", "disk", size(found.bytes), size(found.damaged_bytes)),
