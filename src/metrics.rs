@@ -4,6 +4,7 @@ pub mod delivery;
 pub mod intake;
 pub mod outbox;
 
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use delivery::DeliveryMetrics;
@@ -27,6 +28,8 @@ impl Metrics {
     /// Registers everything under the prefix `fieldpost`.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("fieldpost");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Version of the program", version);
         let intake = IntakeMetrics::register(&mut registry);
         let outbox = OutboxMetrics::register(&mut registry);
         let delivery = DeliveryMetrics::register(&mut registry);

@@ -10,7 +10,7 @@ use env_filter::Filter;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Targets that repeat themselves for as long as a peer is away (librdkafka: the same lines many times a minute).
-const CHATTY: [&str; 2] = ["fieldpost::kafka", "librdkafka"];
+const CHATTY: [&str; 3] = ["fieldpost::kafka", "librdkafka", "rdkafka"];
 /// Lines of one chatty target in a window.
 pub const LINES_MAX: u32 = 20;
 /// Length of a window.

@@ -32,7 +32,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("intake/decode", &["config", "record"]),
     ("delivery/machine", &["record"]),
     ("delivery/encode", &["config", "record"]),
-    ("outbox/block", &["record"]),
+    ("outbox/block", &["config", "record"]),
     ("intake", &["outbox", "backoff", "clock", "config", "metrics", "progress", "promise", "record", "status"]),
     ("delivery", &["outbox", "backoff", "clock", "config", "metrics", "progress", "promise", "record", "status"]),
     ("outbox", PLAIN),
@@ -52,10 +52,10 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("unsafe impl", &["delivery/kafka/client", "intake/serial"], "unsafe stays where it is reviewed"),
 ];
 
-/// A file past this length most often hides a seam between deciding and doing. Longer ones are listed here by name, so
-/// that growing past it is a decision.
-const LINES_MAX: usize = 400;
-const LONGER: &[&str] = &[];
+/// A file past this length most often hides a seam between deciding and doing: such files are listed.
+const LINES_SOFT_MAX: usize = 400;
+/// Past this length the test fails.
+const LINES_MAX: usize = 650;
 
 /// Tools beside the daemon: they play devices and consumers, and may use any library.
 const TOOLS: &[&str] = &["cli/", "cli.rs", "demo", "simulate", "main.rs", "lib.rs"];
@@ -177,13 +177,13 @@ fn every_unsafe_block_says_why_it_is_sound() {
 
 #[test]
 fn files_stay_short_enough_to_read() {
-    let long = |file: &&File| file.lines > LINES_MAX && !LONGER.contains(&file.path.as_str());
-    let found: Vec<_> = files().iter().filter(long).map(|file| format!("src/{}: {}", file.path, file.lines)).collect();
-    assert!(
-        found.is_empty(),
-        "longer than {LINES_MAX} lines; split at a seam, or list in LONGER:\n{}",
-        found.join("\n")
-    );
+    let longer = |limit: usize| {
+        let long = files().into_iter().filter(|file| file.lines > limit);
+        long.map(|file| format!("src/{}: {} lines", file.path, file.lines)).collect::<Vec<_>>()
+    };
+    println!("longer than {LINES_SOFT_MAX} lines, look for the seam:\n{}", longer(LINES_SOFT_MAX).join("\n"));
+    let found = longer(LINES_MAX);
+    assert!(found.is_empty(), "longer than {LINES_MAX} lines, split at a seam:\n{}", found.join("\n"));
 }
 
 #[test]

@@ -49,16 +49,17 @@ impl StatusCommand {
     }
 }
 
-/// Asks where the daemon of this configuration may listen. A configuration that this user may not read leaves the
-/// place where the unit puts the socket.
+/// Asks where the daemon of this configuration may listen: it runs on while somebody makes mistakes in its file. A
+/// configuration that this user may not read leaves the place where the unit puts the socket.
 fn find(config: ConfigArguments) -> Result<Status, Failure> {
-    let loaded = load::load(&config.origin()).ok().map(|loaded| loaded.config.agent);
-    let state_dir = loaded.as_ref().map(|agent| agent.state_dir.clone());
+    let glimpse = load::glimpse(&config.origin());
+    let state_dir = glimpse.as_ref().map(|glimpse| glimpse.state_dir.clone());
+    let agent_id = glimpse.and_then(|glimpse| glimpse.agent_id);
     let directories = state_dir.into_iter().chain([PathBuf::from(SYSTEM_DIRECTORY)]);
     let mut tried = Vec::new();
     for path in directories.map(|directory| directory.join(SOCKET)) {
         match ask(&path) {
-            Ok(status) if loaded.as_ref().is_some_and(|agent| agent.id != status.agent.id) => {
+            Ok(status) if agent_id.as_ref().is_some_and(|id| *id != status.agent.id) => {
                 tried.push((path, format!("that is the daemon of agent {}", status.agent.id)));
             }
             Ok(status) => return Ok(status),

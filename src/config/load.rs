@@ -35,35 +35,13 @@ pub struct Loaded {
 
 /// Loads and checks, with the variables of this process.
 pub fn load(origin: &Origin) -> Result<Loaded, Mistakes> {
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    load_with(origin, variables)
+    load_with(origin, own_variables())
 }
 
 /// Loads and checks with these variables.
 pub fn load_with(origin: &Origin, variables: impl Iterator<Item = (String, String)>) -> Result<Loaded, Mistakes> {
-    let mut mistakes = Vec::new();
-    let mut layers = read_files(&origin.path, &mut mistakes);
-    let readable = mistakes.is_empty();
-    let from_variables = Layer::from_variables(variables, &layers, &mut mistakes);
-    layers.push(from_variables);
-    layers.push(Layer::from_arguments(&origin.set, &mut mistakes));
-
-    let mut places = BTreeMap::new();
-    for layer in &layers {
-        layer.note_places(&mut places);
-    }
-    let merged = merge(&layers);
-    let lookup = |path: &str| merged.find_value(path).ok().and_then(|value| value.into_string());
-    for layer in &mut layers {
-        check::layer(layer, &lookup, &mut mistakes);
-    }
+    let Collected { layers, places, mut mistakes } = Collected::collect(origin, variables);
     let main = Place::file(&origin.path);
-    if readable {
-        let dict = merged.data().unwrap_or_default().remove(&figment::Profile::Default).unwrap_or_default();
-        mistakes.extend(check::missing(&dict, &places, &main));
-    }
-
     let mut warnings = Vec::new();
     if !mistakes.is_empty() {
         if let Some(config) = extract_around(&layers) {
@@ -78,6 +56,63 @@ pub fn load_with(origin: &Origin, variables: impl Iterator<Item = (String, Strin
     };
     rules::check(&config, &places, &main, &mut mistakes, &mut warnings);
     if mistakes.is_empty() { Ok(Loaded { config, warnings }) } else { Err(in_order(mistakes, &layers)) }
+}
+
+/// Whose configuration this is, as far as it can be told around mistakes: for commands that look for a daemon, which runs
+/// on while somebody edits.
+#[derive(Debug, Clone)]
+pub struct Glimpse {
+    /// `agent.id`, if it is there and legal.
+    pub agent_id: Option<String>,
+    /// `agent.state_dir`
+    pub state_dir: PathBuf,
+}
+
+/// Reads what [`Glimpse`] needs.
+pub fn glimpse(origin: &Origin) -> Option<Glimpse> {
+    let collected = Collected::collect(origin, own_variables());
+    let agent_id = merge(&collected.layers).find_value("agent.id").ok().and_then(|value| value.into_string());
+    Some(Glimpse { agent_id, state_dir: extract_around(&collected.layers)?.agent.state_dir })
+}
+
+/// What is not UTF-8 shows as such in the mistake it makes.
+fn own_variables() -> impl Iterator<Item = (String, String)> {
+    let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (lossy(name), lossy(value)))
+}
+
+/// All layers with what is wrong in each taken out.
+struct Collected {
+    layers: Vec<Layer>,
+    places: BTreeMap<String, Place>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Collected {
+    fn collect(origin: &Origin, variables: impl Iterator<Item = (String, String)>) -> Self {
+        let mut mistakes = Vec::new();
+        let mut layers = read_files(&origin.path, &mut mistakes);
+        let readable = mistakes.is_empty();
+        let from_variables = Layer::from_variables(variables, &layers, &mut mistakes);
+        layers.push(from_variables);
+        layers.push(Layer::from_arguments(&origin.set, &mut mistakes));
+
+        let mut places = BTreeMap::new();
+        for layer in &layers {
+            layer.note_places(&mut places);
+        }
+        let merged = merge(&layers);
+        let lookup = |path: &str| merged.find_value(path).ok().and_then(|value| value.into_string());
+        for layer in &mut layers {
+            check::layer(layer, &lookup, &mut mistakes);
+        }
+        // What stands in a file that could not be read is not missing.
+        if readable {
+            let dict = merged.data().unwrap_or_default().remove(&figment::Profile::Default).unwrap_or_default();
+            mistakes.extend(check::missing(&dict, &places, &Place::file(&origin.path)));
+        }
+        Self { layers, places, mistakes }
+    }
 }
 
 /// In the order in which they were read: by file and line, then variables, then arguments.
@@ -141,4 +176,69 @@ fn read_files(path: &Path, mistakes: &mut Vec<Mistake>) -> Vec<Layer> {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Mistake {
     Mistake { place: Place::file(path), key: String::new(), text: format!("cannot be read: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn load_text(text: &str, variable: &str, argument: &str) -> Result<Loaded, Mistakes> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fieldpost.toml");
+        std::fs::write(&path, text).unwrap();
+        let variables = [("FIELDPOST_OUTBOX__MAX_BYTES".to_owned(), variable.to_owned())];
+        load_with(&Origin { path, set: vec![argument.to_owned()] }, variables.into_iter())
+    }
+
+    /// Lines from which broken files are made: headers, settings right and wrong, and no TOML at all.
+    fn line() -> impl Strategy<Value = String> {
+        let name = prop::sample::select(vec![
+            "agent",
+            "outbox",
+            "delivery.kafka",
+            "sources.a",
+            "sources",
+            "sources.a.decode",
+            "x",
+        ]);
+        let key = prop::sample::select(vec![
+            "id",
+            "type",
+            "decode",
+            "max_bytes",
+            "subscribe",
+            "tls",
+            "framing",
+            "baud",
+            "a.b",
+        ]);
+        let value = prop::sample::select(vec![
+            "1",
+            "\"mqtt\"",
+            "{ format = 1 }",
+            "[[1], {}]",
+            "1e400",
+            "0xffff_ffff_ffff_ffff_f",
+            "1979-05-27",
+            "nan",
+        ]);
+        prop_oneof![
+            name.prop_map(|name| format!("[{name}]")),
+            (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+            ".{0,12}",
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever stands there: an answer, never a panic, and never "good" without an agent id.
+        #[test]
+        fn any_text_is_answered(lines in prop::collection::vec(line(), 0..12), other in ".{0,20}") {
+            let mistakes = load_text(&lines.join("\n"), &other, &other).unwrap_err();
+            prop_assert!(!mistakes.0.is_empty());
+        }
+    }
 }
