@@ -17,6 +17,8 @@ mod mqtt;
 mod serial;
 mod source;
 mod template;
+#[cfg(test)]
+mod testing;
 
 use std::time::Duration;
 

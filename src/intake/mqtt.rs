@@ -11,6 +11,8 @@ mod link;
 pub(super) mod secret;
 mod session;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 pub(super) mod tls;
 pub(super) mod url;
 
@@ -24,7 +26,7 @@ use self::session::{End, Pacing, Subscriptions};
 use self::subscriptions::SubscriptionFile;
 use self::url::Endpoint;
 use super::losses::Losses;
-use super::source::{Board, Input};
+use super::source::{Board, Input, stopped};
 use crate::config::intake::{Decode, Mqtt, Retained};
 use crate::outbox::Outbox;
 use crate::record::Qos;
@@ -66,7 +68,7 @@ impl Keeper {
                 self.board.name
             );
         }
-        while !*self.stop.borrow() {
+        while !stopped(&self.stop) {
             self.board.state("connecting");
             let report = match self.settings().await {
                 Ok(settings) => connect(&plan, settings, known.clone(), losses).await,

@@ -6,6 +6,8 @@
 
 mod icount;
 pub(super) mod line;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,7 @@ use self::line::Line;
 use super::framing::{FrameError, Framer, framer};
 use super::losses::{Loss, Losses, Reason};
 use super::mapping::Received;
-use super::source::{Board, Input, held_bytes};
+use super::source::{Board, Input, held_bytes, stopped};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::config::Limit;
@@ -95,7 +97,7 @@ impl Reader {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(REOPEN.0, REOPEN.1);
         let mut told = None;
-        while !*self.stop.borrow() {
+        while !stopped(&self.stop) {
             self.board.state("connecting");
             let trouble = match self.open() {
                 Ok(port) => {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::losses::{Loss, Reason};
 use super::mapping::{Mapper, Received};
@@ -33,6 +33,11 @@ const MESSAGE_OVERHEAD_BYTES: usize = 384;
 /// Bytes of `held_bytes_max` that a message takes: with a decoder its readings may be several times its size.
 pub(super) fn held_bytes(payload: usize, topic: usize, decoded: bool) -> usize {
     MESSAGE_OVERHEAD_BYTES + topic + if decoded { payload * 4 } else { payload }
+}
+
+/// Whether the source shall stop: it was told so, or its handle is gone.
+pub(super) fn stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
 }
 
 /// Takes acknowledgements back to where a message came from.

@@ -18,6 +18,9 @@ use crate::record::Qos;
 
 /// For the broker's PUBACK of our farewell, and for DISCONNECT to leave.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+/// For what is held to be stored and acknowledged before leaving for want of room. A full outbox takes longer: then the
+/// source leaves all the same.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// A refused subscription is tried again this often.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
 /// A session of this length ends the alarms that speak of short ones.
@@ -84,8 +87,8 @@ pub(super) struct Connection {
 enum Phase {
     /// Messages are taken.
     Taking,
-    /// The source stops: waits until everything taken is answered.
-    Draining(oneshot::Receiver<()>),
+    /// Nothing more is taken; waits until everything taken is answered and acknowledged.
+    Draining { drained: oneshot::Receiver<()>, deadline: Option<Instant>, end: End },
     /// `offline` is on its way.
     Farewell(Instant),
     /// DISCONNECT is on its way.
@@ -155,13 +158,13 @@ impl Connection {
                     tokio::select! {
                         event = &mut next => break event,
                         _ = tick.tick() => if let Some(end) = self.tick() { return end },
-                        _ = stop.wait_for(|stop| *stop), if matches!(self.phase, Phase::Taking) => {
+                        _ = stop.wait_for(|stop| *stop), if !self.stops() => {
                             if self.connected_at.is_none() {
                                 return End::Stopped;
                             }
-                            self.drain();
+                            self.drain(End::Stopped, None);
                         }
-                        () = drained(&mut self.phase) => self.farewell(),
+                        () = drained(&mut self.phase) => self.drained(),
                     }
                 }
             };
@@ -177,8 +180,8 @@ impl Connection {
                 Err(error) => {
                     return match std::mem::replace(&mut self.phase, Phase::Taking) {
                         Phase::Taking => End::Lost(error),
-                        Phase::Leaving(_, end) => end,
-                        Phase::Draining(_) | Phase::Farewell(_) => End::Stopped,
+                        Phase::Leaving(_, end) | Phase::Draining { end, .. } => end,
+                        Phase::Farewell(_) => End::Stopped,
                     };
                 }
             }
@@ -310,7 +313,10 @@ impl Connection {
                 "source {}: held_bytes_max is used up; disconnecting until there is room, the broker keeps the rest",
                 self.plan.board.name
             );
-            self.leave(End::Held);
+            self.plan.board.state("held");
+            // Leaving at once would leave all that is held unacknowledged: the broker would begin with the same messages
+            // again, and if they alone fill the room, never get further.
+            self.drain(End::Held, Some(Instant::now() + DRAIN_WITHIN));
         }
     }
 
@@ -322,6 +328,7 @@ impl Connection {
         match &self.phase {
             Phase::Farewell(deadline) if now >= *deadline => self.leave(End::Stopped),
             Phase::Leaving(deadline, end) if now >= *deadline => return Some(end.clone()),
+            Phase::Draining { deadline: Some(deadline), end, .. } if now >= *deadline => self.leave(end.clone()),
             _ => {}
         }
         let lasted = self.connected_at?.elapsed();
@@ -339,11 +346,29 @@ impl Connection {
             .then(|| End::Lost(LinkError::Broken(format!("the connection stood still for {} s", silence.as_secs()))))
     }
 
-    /// The source stops: nothing more is taken, what was taken is waited for.
-    fn drain(&mut self) {
+    /// Takes nothing more and waits for what was taken.
+    fn drain(&mut self, end: End, deadline: Option<Instant>) {
         let (done, drained) = oneshot::channel();
         self.inlet.send(Input::Flush(done));
-        self.phase = Phase::Draining(drained);
+        self.phase = Phase::Draining { drained, deadline, end };
+    }
+
+    /// Whether this connection is about to end because the source stops.
+    fn stops(&self) -> bool {
+        match &self.phase {
+            Phase::Taking => false,
+            Phase::Draining { end, .. } | Phase::Leaving(_, end) => *end == End::Stopped,
+            Phase::Farewell(_) => true,
+        }
+    }
+
+    /// Everything taken is acknowledged.
+    fn drained(&mut self) {
+        match &self.phase {
+            Phase::Draining { end: End::Stopped, .. } => self.farewell(),
+            Phase::Draining { end, .. } => self.leave(end.clone()),
+            _ => {}
+        }
     }
 
     fn farewell(&mut self) {
@@ -366,7 +391,7 @@ impl Connection {
 /// Resolves once everything taken is answered (or never will be, because the outbox is closed).
 async fn drained(phase: &mut Phase) {
     match phase {
-        Phase::Draining(drained) => {
+        Phase::Draining { drained, .. } => {
             let _ = drained.await;
         }
         _ => std::future::pending().await,
