@@ -27,6 +27,16 @@ use crate::{clock, status};
 /// Name of the socket in its directory.
 pub const SOCKET: &str = "control.sock";
 
+impl Inner {
+    /// Gauges that the outbox sets only when it writes are as of now when somebody looks.
+    fn refresh(&self) {
+        let (gauges, now) = (&self.metrics.outbox, self.outbox.status());
+        gauges.records.set(i64::try_from(now.records).unwrap_or(i64::MAX));
+        gauges.bytes.set(i64::try_from(now.bytes).unwrap_or(i64::MAX));
+        gauges.oldest_age_seconds.set(now.oldest_age_seconds);
+    }
+}
+
 /// The view on all stages. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Health {
@@ -129,6 +139,7 @@ fn verdict(reasons: &[String]) -> Response {
 
 fn metrics(health: &Health) -> Response {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    health.inner.refresh();
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &health.inner.metrics.registry) {
         Ok(()) => ([(header::CONTENT_TYPE, TYPE)], text).into_response(),

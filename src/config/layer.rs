@@ -179,16 +179,25 @@ impl Layer {
 
     /// Notes where each setting stands; a later layer overwrites an earlier one.
     pub fn note_places(&self, places: &mut BTreeMap<String, Place>) {
-        fn walk(table: &BTreeMap<String, Node>, prefix: &str, places: &mut BTreeMap<String, Place>) {
-            for (key, node) in table {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                if let Value::Table(inner) = &node.value {
-                    walk(inner, &path, places);
+        fn walk(node: &Node, path: String, places: &mut BTreeMap<String, Place>) {
+            match &node.value {
+                Value::Table(table) => {
+                    for (key, node) in table {
+                        walk(node, format!("{path}.{key}"), places);
+                    }
                 }
-                places.insert(path, node.place.clone());
+                Value::Array(items) => {
+                    for (index, node) in items.iter().enumerate() {
+                        walk(node, format!("{path}[{index}]"), places);
+                    }
+                }
+                _ => {}
             }
+            places.insert(path, node.place.clone());
         }
-        walk(&self.table, "", places);
+        for (key, node) in &self.table {
+            walk(node, key.clone(), places);
+        }
     }
 }
 

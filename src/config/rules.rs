@@ -20,9 +20,9 @@ impl Report<'_> {
     fn at(&mut self, key: &str, text: impl Into<String>) {
         let mut path = key;
         let place = loop {
-            match (self.places.get(path), path.rsplit_once('.')) {
+            match (self.places.get(path), path.rfind(['.', '['])) {
                 (Some(place), _) => break place,
-                (None, Some((parent, _))) => path = parent,
+                (None, Some(cut)) => path = &path[..cut],
                 (None, None) => break self.main,
             }
         };
@@ -137,6 +137,8 @@ fn sources(config: &Config, wrong: &mut Report<'_>) {
         }
         for text in crate::intake::check(name, &config.agent.id, source) {
             match text.split_once(": ") {
+                // Credentials are there for the service only; from a shell this is no mistake (see `notices`).
+                Some(("password_credential", _)) if !has_credentials() => {}
                 Some((key, text)) => wrong.at(&format!("{table}.{key}"), text),
                 None => wrong.at(&table, text),
             }
@@ -164,6 +166,10 @@ fn one_password(table: &str, file: bool, credential: bool, wrong: &mut Report<'_
     }
 }
 
+fn has_credentials() -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some()
+}
+
 /// What is legal and deserves a look.
 fn notices(config: &Config, look: &mut Report<'_>) {
     if config.sources.is_empty() {
@@ -185,6 +191,10 @@ fn notices(config: &Config, look: &mut Report<'_>) {
             look.at(&format!("sources.{name}.priority"), "has no effect in this version");
         }
         if let Source::Mqtt(mqtt) = source {
+            if mqtt.password_credential.is_some() && !has_credentials() {
+                let text = "cannot be checked here: only the service sees $CREDENTIALS_DIRECTORY";
+                look.at(&format!("sources.{name}.password_credential"), text);
+            }
             if mqtt.tls.as_ref().is_some_and(|tls| !tls.verify) {
                 look.at(
                     &format!("sources.{name}.tls.verify"),
