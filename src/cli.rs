@@ -31,7 +31,7 @@ use crate::config::load::{self, Origin};
   fieldpost status                                 what the daemon is doing
   fieldpost run --config ./fieldpost.toml --set agent.log=debug
 
-Exit codes: 0 done, 1 failed, 2 usage, 69 a needed service or device is unavailable, 74 input/output error,
+Exit codes: 0 done, 1 failed, 2 usage, 69 a needed service or device is unavailable, 74 input/output error, \
 75 try again (another instance holds the lock), 78 configuration.",
     disable_help_subcommand = true,
     max_term_width = 100

@@ -6,8 +6,8 @@ use super::{ConfigArguments, Exit, Failure, show, tell};
 
 /// Check the configuration and name every mistake in it
 #[derive(Debug, Args)]
-#[command(after_help = "Reads what `run` would read: the main file, conf.d/*.toml beside it by name, variables
-FIELDPOST_SECTION__KEY, arguments --set. Later ones win. Nothing is connected to and nothing is written.
+#[command(after_help = "Reads what `run` would read: the main file, conf.d/*.toml beside it by name, variables \
+FIELDPOST_SECTION__KEY, arguments --set. Later ones win. Nothing is connected to and nothing is written. \
 Exit code 78 when there is a mistake; warnings do not count.
 
 Examples:

@@ -18,7 +18,7 @@ pub(super) enum OutboxCommand {
 /// Say what the outbox holds, without changing it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads files and their names only, so it may run beside the daemon; the newest generation is then at most a
+    after_help = "Reads files and their names only, so it may run beside the daemon; the newest generation is then at most a \
 second behind. `fieldpost status` knows more of a daemon that runs.
 
 Examples:

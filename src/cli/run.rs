@@ -10,8 +10,8 @@ use crate::telemetry::Telemetry;
 /// Run the daemon
 #[derive(Debug, Args)]
 #[command(
-    after_help = "TERM or INT stops it in order (sources acknowledge what they took, delivery ends its transaction), a second one
-at once. HUP reads the configuration again: sources and the log filter change while running, a configuration
+    after_help = "TERM or INT stops it in order (sources acknowledge what they took, delivery ends its transaction), a second \
+one at once. HUP reads the configuration again: sources and the log filter change while running, a configuration \
 with mistakes is refused. It logs to the journal under systemd, else to standard error.
 
 Examples:

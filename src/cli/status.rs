@@ -21,7 +21,7 @@ const ANSWER_MAX: u64 = 16 << 20;
 
 /// Ask the running daemon what it is doing
 #[derive(Debug, Args)]
-#[command(after_help = "Looks for the daemon of this configuration: in its state directory, then in /run/fieldpost.
+#[command(after_help = "Looks for the daemon of this configuration: in its state directory, then in /run/fieldpost. \
 Exit code 69 when no daemon answers.
 
 Examples:
