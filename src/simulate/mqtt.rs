@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-pub use connection::forget_session;
 pub use options::{FleetOptions, OptionsError, Target};
 
 use super::payload::Device;
@@ -104,7 +103,7 @@ impl Lane {
         };
         poller.finish().await;
         if outcome.is_ok() {
-            forget_session(&self.options, self.options.client_id(self.lane)).await;
+            connection::forget_session(&self.options, self.lane).await;
         }
         outcome
     }

@@ -13,6 +13,7 @@ mod bad_input;
 mod brokers;
 mod crash;
 mod delivery;
+mod drain;
 mod full;
 mod harness_tests;
 mod outage;

@@ -1,0 +1,171 @@
+//! Dead letters that cannot even go to the dead-letter topic: kept on the gateway, one file each, in `dead/` of the outbox
+//! directory.
+//!
+//! Limits: 64 MiB in all; above it delivery waits with an alarm, it never drops one. Name: epoch of the incarnation and
+//! sequence, so that writing one again makes no second. Content: one line of JSON that says what it is, then the value's
+//! bytes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::durable_file::write_durably;
+use crate::clock;
+use crate::delivery::encode::DeadReason;
+use crate::record::{Hole, Stored};
+
+const BYTES_MAX: u64 = 64 << 20;
+
+/// The local store.
+#[derive(Debug)]
+pub(crate) struct DeadStore {
+    directory: PathBuf,
+}
+
+/// The first line of a file.
+#[derive(Debug, Serialize)]
+struct Head<'a> {
+    agent: &'a str,
+    incarnation: String,
+    sequence: u64,
+    kind: u8,
+    flags: u8,
+    source: &'a str,
+    topic: &'a str,
+    device: &'a str,
+    content_type: &'a str,
+    quality: &'a str,
+    mqtt_topic: Option<&'a str>,
+    received: String,
+    error: &'a str,
+    error_text: &'a str,
+    value_bytes: usize,
+}
+
+/// The content of the file of a hole that has no topic to be told in.
+#[derive(Debug, Serialize)]
+struct Gap<'a> {
+    agent: &'a str,
+    incarnation: String,
+    sequence: u64,
+    from: u64,
+    to: u64,
+    reason: &'a str,
+    bytes: u64,
+    noted: String,
+}
+
+impl DeadStore {
+    /// Under this directory; made with the first file.
+    pub(crate) fn new(outbox_directory: &Path) -> Self {
+        Self { directory: outbox_directory.join("dead") }
+    }
+
+    /// Keeps a reading; durable when this returns. Returns the file's name, relative to the outbox directory.
+    pub(crate) fn keep(&self, agent: &str, stored: &Stored, reason: &DeadReason) -> io::Result<String> {
+        let reading = &stored.reading;
+        let head = Head {
+            agent,
+            incarnation: stored.incarnation.to_hex(),
+            sequence: stored.sequence.0,
+            kind: reading.kind as u8,
+            flags: reading.flags.0,
+            source: stored.source.as_str(),
+            topic: &reading.topic,
+            device: &reading.device,
+            content_type: &reading.content_type,
+            quality: &reading.quality,
+            mqtt_topic: reading.mqtt.as_ref().map(|mqtt| &*mqtt.topic),
+            received: clock::rfc3339(reading.received.wall_ns),
+            error: &reason.code,
+            error_text: &reason.text,
+            value_bytes: reading.value.len(),
+        };
+        self.write(&format!("{}-{}", stored.incarnation.epoch(), stored.sequence), &head, &reading.value)
+    }
+
+    /// Keeps a gap record; durable when this returns.
+    pub(crate) fn keep_gap(&self, agent: &str, hole: &Hole) -> io::Result<String> {
+        let gap = Gap {
+            agent,
+            incarnation: hole.incarnation.to_hex(),
+            sequence: hole.to.0,
+            from: hole.from.0,
+            to: hole.to.0,
+            reason: &hole.reason,
+            bytes: hole.bytes,
+            noted: clock::rfc3339(hole.noted.wall_ns),
+        };
+        self.write(&format!("{}-{}", hole.incarnation.epoch(), hole.to), &gap, &[])
+    }
+
+    fn write<T: Serialize>(&self, name: &str, head: &T, value: &[u8]) -> io::Result<String> {
+        fs::create_dir_all(&self.directory)?;
+        let path = self.directory.join(name);
+        let head = serde_json::to_vec(head).map_err(io::Error::other)?;
+        let needed = (head.len() + 1 + value.len()) as u64;
+        let used = self.bytes()?;
+        if !path.exists() && used + needed > BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "{} holds {used} bytes of dead letters, no more than {BYTES_MAX} are kept: look at them and delete them",
+                self.directory.display()
+            )));
+        }
+        write_durably(&path, &[&head, b"\n", value])?;
+        Ok(format!("dead/{name}"))
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        let mut sum = 0;
+        for entry in fs::read_dir(&self.directory)? {
+            sum += entry?.metadata()?.len();
+        }
+        Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Flags, Incarnation, Kind, Nonce, Reading, ReceiptTime, Sequence};
+
+    #[test]
+    fn a_dead_letter_is_kept_whole_and_once_and_never_past_the_cap() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DeadStore::new(directory.path());
+        let mut stored = Stored {
+            sequence: Sequence(9),
+            incarnation: Incarnation([1; 16]),
+            segment: Nonce::default(),
+            boot_id: "".into(),
+            source: "plant".into(),
+            reading: Reading {
+                topic: "t".into(),
+                device: "d".into(),
+                kind: Kind::Raw,
+                flags: Flags::default(),
+                received: ReceiptTime::default(),
+                device_time_ns: None,
+                content_type: "".into(),
+                quality: "".into(),
+                mqtt: None,
+                replay_of: "".into(),
+                value: bytes::Bytes::from_static(b"\n\x00value"),
+            },
+        };
+        let reason = DeadReason { code: "size".into(), text: "too large".into() };
+        let name = store.keep("gw", &stored, &reason).unwrap();
+        assert_eq!(store.keep("gw", &stored, &reason).unwrap(), name);
+        let content = fs::read(directory.path().join(&name)).unwrap();
+        assert!(content.ends_with(b"\n\n\x00value"));
+        let end = content.iter().position(|b| *b == b'\n').unwrap();
+        let head: serde_json::Value = serde_json::from_slice(&content[..end]).unwrap();
+        assert_eq!((head["sequence"].as_u64(), head["error"].as_str()), (Some(9), Some("size")));
+        assert_eq!(fs::read_dir(directory.path().join("dead")).unwrap().count(), 1);
+        fs::File::create(directory.path().join("dead/big")).unwrap().set_len(BYTES_MAX).unwrap();
+        stored.sequence = Sequence(10);
+        assert!(store.keep("gw", &stored, &reason).unwrap_err().to_string().contains("delete them"));
+    }
+}
