@@ -3,6 +3,7 @@
 mod check_config;
 mod completions;
 mod config;
+mod demo;
 mod exit;
 mod outbox;
 mod run;
@@ -55,6 +56,8 @@ enum Command {
     /// Show the configuration in force
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Play the whole story here: brokers, devices, an outage, two kills, and a tally
+    Demo(demo::Demo),
     /// Simulate devices, to try a broker or a configuration
     Simulate(simulate::Simulate),
     /// Print completions for a shell
@@ -86,6 +89,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Status(command) => command.run(),
         Command::Outbox(command) => command.run(),
         Command::Config(command) => command.run(),
+        Command::Demo(command) => command.run(),
         Command::Simulate(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Version(command) => command.run(),

@@ -1,12 +1,14 @@
 //! What each stage tells about itself: the parts of `/status` and of `fieldpost status`. Field names are a contract
 //! with users. Times are RFC 3339 text in UTC.
 
+mod ask;
 mod table;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use ask::ask;
 pub use table::{summary, table};
 
 /// The outbox. Sequences are inclusive, except `next`.

@@ -1,9 +1,6 @@
 //! `fieldpost status`: asks the daemon over its control socket.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -14,10 +11,6 @@ use crate::status::{self, Status};
 
 /// Where the unit lets the daemon put its socket.
 const SYSTEM_DIRECTORY: &str = "/run/fieldpost";
-/// A daemon that is alive answers at once.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// No status is larger, in bytes.
-const ANSWER_MAX: u64 = 16 << 20;
 
 /// Ask the running daemon what it is doing
 #[derive(Debug, Args)]
@@ -41,7 +34,7 @@ pub(super) struct StatusCommand {
 impl StatusCommand {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let status = match &self.socket {
-            Some(path) => ask(path).map_err(|error| nobody(&[(path.clone(), error.to_string())]))?,
+            Some(path) => status::ask(path).map_err(|error| nobody(&[(path.clone(), error.to_string())]))?,
             None => find(self.config)?,
         };
         show(&if self.json { json(&status)? } else { status::table(&status) })?;
@@ -58,7 +51,7 @@ fn find(config: ConfigArguments) -> Result<Status, Failure> {
     let directories = state_dir.into_iter().chain([PathBuf::from(SYSTEM_DIRECTORY)]);
     let mut tried = Vec::new();
     for path in directories.map(|directory| directory.join(SOCKET)) {
-        match ask(&path) {
+        match status::ask(&path) {
             Ok(status) if agent_id.as_ref().is_some_and(|id| *id != status.agent.id) => {
                 tried.push((path, format!("that is the daemon of agent {}", status.agent.id)));
             }
@@ -73,19 +66,4 @@ fn nobody(tried: &[(PathBuf, String)]) -> Failure {
     let places: Vec<_> = tried.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
     let text = format!("no daemon answers ({}); is it running? systemctl status fieldpost", places.join("; "));
     Failure::new(Exit::Unavailable, text)
-}
-
-fn ask(path: &Path) -> io::Result<Status> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /status HTTP/1.0\r\nHost: fieldpost\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
-    let split = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let Some(split) = split.filter(|_| answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
-    else {
-        return Err(io::Error::other("the answer is not a status"));
-    };
-    serde_json::from_slice(&answer[split + 4..]).map_err(io::Error::other)
 }

@@ -1,7 +1,8 @@
 //! A simulated smart meter on a pseudo terminal: one JSON line per reading, at its own pace, whether or not anyone reads.
 //!
 //! It behaves like a meter on a wire: it never repeats and never waits. While no one has the port open it does not write at
-//! all and counts the reading as unheard (a pseudo terminal would keep some 17 KB for the next reader, a wire keeps nothing).
+//! all and counts the reading as unheard, and it throws away what a reader left unread (a pseudo terminal would keep some
+//! 17 KB for the next one, a wire keeps nothing).
 //! A line that the port's buffer does not take is lost whole, never cut; what of it went in is finished later.
 
 use std::io;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, QueueSelector, tcflush, tcgetattr, tcsetattr};
 
 use super::payload::Device;
 use super::{Event, Observer};
@@ -85,6 +86,9 @@ impl Meter {
             let open = self.is_open()?;
             if !open {
                 rest.clear();
+                if was_open {
+                    self.discard_unread()?;
+                }
             }
             if open && self.write_line(&payload, &mut rest)? {
                 observer.on(Event::Written { device: name, counter, first: !was_open });
@@ -102,6 +106,16 @@ impl Meter {
         let mut fds = [PollFd::new(&self.master, PollFlags::OUT)];
         rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         Ok(!fds[0].revents().contains(PollFlags::HUP))
+    }
+
+    /// What was written and not read goes away with the reader, as it does on a real port.
+    fn discard_unread(&self) -> io::Result<()> {
+        match rustix::fs::open(&self.path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(port) => Ok(tcflush(&port, QueueSelector::IFlush)?),
+            // The next reader was quicker: it has the port for itself.
+            Err(rustix::io::Errno::BUSY) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes what the port takes; what is left of a line that has begun stays in `rest` and goes out before the next one.
@@ -226,6 +240,30 @@ mod tests {
         let told = log.0.lock().unwrap();
         assert_eq!(told.len(), 2000);
         assert!(told.iter().any(|line| line.starts_with("unheard")));
+    }
+
+    #[test]
+    fn what_a_reader_left_unread_is_not_kept_for_the_next_one() {
+        let meter = Meter::open(None).unwrap();
+        let (log, stop) = (Log::default(), AtomicBool::new(false));
+        let slow = MeterOptions { rate: 50.0, ..options(6) };
+        std::thread::scope(|scope| {
+            let first = std::fs::File::open(meter.path()).unwrap();
+            let thread = scope.spawn(|| meter.run(&slow, &log, &stop));
+            let wait_for = |text: &str| {
+                while !log.0.lock().unwrap().iter().any(|line| line.starts_with(text)) && !thread.is_finished() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            };
+            wait_for("written");
+            drop(first);
+            wait_for("unheard");
+            let second = std::fs::File::open(meter.path()).unwrap();
+            let mut line = String::new();
+            BufReader::new(&second).read_line(&mut line).unwrap();
+            let heard = Identity::of(line.as_bytes()).unwrap().counter;
+            assert!(log.0.lock().unwrap().contains(&format!("written {heard} first")));
+        });
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub use connection::forget_session;
 pub use options::{FleetOptions, OptionsError, Target};
 
 use super::payload::Device;
@@ -103,7 +104,7 @@ impl Lane {
         };
         poller.finish().await;
         if outcome.is_ok() {
-            connection::forget_session(&self.options, self.lane).await;
+            forget_session(&self.options, self.options.client_id(self.lane)).await;
         }
         outcome
     }

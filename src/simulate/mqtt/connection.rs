@@ -79,7 +79,7 @@ impl Connection {
     }
 
     pub(super) fn start(self: &Arc<Self>, options: &FleetOptions, lane: usize) -> Result<Poller, String> {
-        let (client, mut eventloop) = AsyncClient::new(options.mqtt(lane, false), CHANNEL);
+        let (client, mut eventloop) = AsyncClient::new(options.mqtt(options.client_id(lane), false), CHANNEL);
         let mut network = rumqttc::NetworkOptions::new();
         network.set_tcp_nodelay(true);
         eventloop.set_network_options(network);
@@ -249,10 +249,10 @@ fn is_final(error: &ConnectionError) -> bool {
     }
 }
 
-/// Connects once more with a clean session, which removes the kept one from the broker. Best effort: a session that stays
-/// costs the broker a few bytes and is empty.
-pub(super) async fn forget_session(options: &FleetOptions, lane: usize) {
-    let (client, mut eventloop) = AsyncClient::new(options.mqtt(lane, true), 2);
+/// Connects as `client_id` with a clean session, which removes the kept one from the broker. Best effort: a session that
+/// stays costs the broker a few bytes and is empty.
+pub async fn forget_session(options: &FleetOptions, client_id: String) {
+    let (client, mut eventloop) = AsyncClient::new(options.mqtt(client_id.clone(), true), 2);
     let goodbye = async {
         while let Ok(event) = eventloop.poll().await {
             match event {
@@ -263,6 +263,6 @@ pub(super) async fn forget_session(options: &FleetOptions, lane: usize) {
         }
     };
     if tokio::time::timeout(Duration::from_secs(2), goodbye).await.is_err() {
-        log::debug!("the session of {} was not removed: no answer", options.client_id(lane));
+        log::debug!("the session of {client_id} was not removed: no answer");
     }
 }

@@ -48,6 +48,13 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The URL without credentials.
+    pub fn shown(&self) -> &str {
+        &self.url_shown
+    }
+}
+
 fn tls_config(ca_file: Option<PathBuf>) -> Result<rustls::ClientConfig, OptionsError> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
@@ -119,8 +126,8 @@ impl FleetOptions {
         format!("fieldpost-sim-{}-{lane}", self.session)
     }
 
-    pub(super) fn mqtt(&self, lane: usize, clean_session: bool) -> rumqttc::MqttOptions {
-        let mut mqtt = rumqttc::MqttOptions::new(self.client_id(lane), &self.target.host, self.target.port);
+    pub(super) fn mqtt(&self, client_id: String, clean_session: bool) -> rumqttc::MqttOptions {
+        let mut mqtt = rumqttc::MqttOptions::new(client_id, &self.target.host, self.target.port);
         mqtt.set_clean_session(clean_session).set_inflight(super::WINDOW as u16);
         mqtt.set_keep_alive(std::time::Duration::from_secs(15));
         if let Some((user, password)) = &self.target.login {
