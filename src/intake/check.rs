@@ -51,13 +51,12 @@ fn check_mqtt(name: &str, agent_id: &str, config: &Mqtt, wrong: &mut Vec<String>
             "client_id: must not be empty: it names the session in which the broker keeps our messages".to_owned(),
         );
     }
-    match secret::password_path(config.password_file.as_deref(), config.password_credential.as_deref()) {
-        Err(error) => wrong.push(error),
-        Ok(Some(_)) if config.username.is_none() && config.version == 3 => {
-            wrong
-                .push("username: is missing beside the password; MQTT 3.1.1 has no password without a user".to_owned());
-        }
-        Ok(_) => {}
+    if let Err(error) = secret::check(config.password_file.as_deref(), config.password_credential.as_deref()) {
+        wrong.push(error);
+    }
+    let password = config.password_file.is_some() || config.password_credential.is_some();
+    if password && config.username.is_none() && config.version == 3 {
+        wrong.push("username: is missing beside the password; MQTT 3.1.1 has no password without a user".to_owned());
     }
     check_tls(config, endpoint.as_ref(), wrong);
     check_subscriptions(config, wrong);

@@ -120,7 +120,6 @@ impl Keeper {
             inputs,
             held: outbox.held(),
             stop: self.stop.clone(),
-            keep_alive: config.keep_alive.0,
             drop_retained: config.retained == Retained::Drop,
             decoded: config.mapping.decode != Decode::None,
             status,

@@ -44,7 +44,6 @@ pub(super) struct Plan {
     pub(super) inputs: mpsc::UnboundedSender<Input>,
     pub(super) held: HeldBytes,
     pub(super) stop: watch::Receiver<bool>,
-    pub(super) keep_alive: Duration,
     pub(super) drop_retained: bool,
     pub(super) decoded: bool,
     pub(super) status: Option<StatusTopic>,
@@ -72,6 +71,7 @@ pub(super) struct Connection {
     loaded: Subscriptions,
     inlet: Inlet,
     connected_at: Option<Instant>,
+    keep_alive: Duration,
     unsubscribing: usize,
     granted: bool,
     born: bool,
@@ -120,6 +120,7 @@ pub(super) async fn run(plan: Plan, settings: Settings, known: Subscriptions, lo
         loaded: known.clone(),
         known,
         connected_at: None,
+        keep_alive: Duration::ZERO,
         unsubscribing: 0,
         granted: false,
         born: false,
@@ -205,7 +206,10 @@ impl Connection {
                     self.inlet.send(Input::Control(Control::Released(done)));
                 }
             }
-            Event::Connected { session_present } => self.connected(session_present),
+            Event::Connected { session_present, keep_alive } => {
+                self.keep_alive = keep_alive;
+                self.connected(session_present);
+            }
             Event::Subscribed(granted) => self.subscribed(&granted),
             Event::Unsubscribed => {
                 self.unsubscribing = self.unsubscribing.saturating_sub(1);
@@ -342,7 +346,7 @@ impl Connection {
         self.inlet.tell_losses();
         // A ping leaves at every keep-alive interval, so silence means that not even a write gets through.
         let silence = now.duration_since(self.events_seen.1);
-        (silence > self.plan.keep_alive * 2 + Duration::from_secs(5))
+        (silence > self.keep_alive * 2 + Duration::from_secs(5))
             .then(|| End::Lost(LinkError::Broken(format!("the connection stood still for {} s", silence.as_secs()))))
     }
 

@@ -64,8 +64,10 @@ pub(super) struct Publish {
 /// What happened on the wire, in order.
 #[derive(Debug)]
 pub(super) enum Event {
+    /// CONNACK. `keep_alive`: the interval in force, for the broker may set its own (MQTT 5).
     Connected {
         session_present: bool,
+        keep_alive: Duration,
     },
     Publish(Publish),
     /// PUBREL: the broker is done with this identifier (QoS 2).

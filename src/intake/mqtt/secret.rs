@@ -5,16 +5,25 @@ use std::path::{Path, PathBuf};
 /// Longest password, bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 
-/// Where the password is, if there is one. A credential lies in `$CREDENTIALS_DIRECTORY` (systemd.exec(5)).
-pub(crate) fn password_path(file: Option<&Path>, credential: Option<&str>) -> Result<Option<PathBuf>, String> {
+/// Whether the settings name one password at most, and name it well.
+pub(crate) fn check(file: Option<&Path>, credential: Option<&str>) -> Result<(), String> {
     match (file, credential) {
-        (Some(_), Some(_)) => Err("password_file and password_credential exclude each other".to_owned()),
-        (Some(file), None) => Ok(Some(file.to_owned())),
+        (Some(_), Some(_)) => Err("password_credential: and password_file exclude each other".to_owned()),
+        (None, Some(name)) if name.is_empty() || name.contains('/') || name == "." || name == ".." => {
+            Err(format!("password_credential: {name:?} is no name of a systemd credential"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the password is, if there is one. A credential lies in `$CREDENTIALS_DIRECTORY` (systemd.exec(5)), which is known
+/// to the unit only: that it is missing is no mistake of the settings.
+pub(crate) fn password_path(file: Option<&Path>, credential: Option<&str>) -> Result<Option<PathBuf>, String> {
+    check(file, credential)?;
+    match (file, credential) {
+        (Some(file), _) => Ok(Some(file.to_owned())),
         (None, None) => Ok(None),
         (None, Some(name)) => {
-            if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-                return Err(format!("password_credential: {name:?} is no name of a systemd credential"));
-            }
             let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
                 format!(
                     "password_credential: $CREDENTIALS_DIRECTORY is not set; add LoadCredential={name}:/path to the unit, or use password_file"
@@ -52,8 +61,9 @@ mod tests {
         let error = read_password(&path).unwrap_err();
         assert!(error.contains("UTF-8") && !error.contains("hunter2"));
         assert!(read_password(&directory.path().join("absent")).unwrap_err().contains("absent"));
-        assert!(password_path(None, Some("../x")).is_err());
-        assert!(password_path(Some(&path), Some("x")).is_err());
+        assert!(check(None, Some("../x")).is_err());
+        assert!(check(Some(&path), Some("x")).is_err());
+        assert_eq!(check(None, Some("mqtt-password")), Ok(()));
         assert_eq!(password_path(None, None), Ok(None));
     }
 }

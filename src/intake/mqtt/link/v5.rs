@@ -89,7 +89,7 @@ impl Link {
             }
             WireEvent::Incoming(Packet::ConnAck(ack)) => {
                 self.connected = true;
-                Event::Connected { session_present: ack.session_present }
+                Event::Connected { session_present: ack.session_present, keep_alive: self.events.options.keep_alive() }
             }
             WireEvent::Incoming(Packet::SubAck(ack)) => {
                 Event::Subscribed(ack.return_codes.into_iter().map(granted).collect())

@@ -183,6 +183,19 @@ async fn arrives_after(bench: &Bench, broker: &Mosquitto) {
     assert_eq!(bench.values(), lines(0, 40));
 }
 
+/// mosquitto names the reason in a DISCONNECT without properties, which the client library cannot read: the loop is known
+/// by its short sessions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_clients_with_one_id_are_noticed() {
+    let broker = Mosquitto::start(OPEN);
+    let config = Mqtt { client_id: Some("same".to_owned()), ..settings(broker.url("mqtt"), 5, 1) };
+    let one = Bench::new(Source::Mqtt(config.clone()), |_| {});
+    up(&one).await;
+    let _two = Bench::new(Source::Mqtt(config), |_| {});
+    let told = |alarm: &String| alarm.contains("client id \"same\"");
+    one.status("the alarm", |status| status.alarms.iter().any(told)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn websockets_and_unix_sockets() {
     let broker = Mosquitto::start(&format!("{OPEN}\nlistener 0 DIR/socket\n{OPEN}"));
