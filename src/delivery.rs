@@ -8,6 +8,7 @@
 //! old one and reads the ledger. What comes after what is decided in `machine` (pure), done in `driver`; who we are is
 //! decided in `ledger` (pure); the cluster is behind the trait [`sink::Sink`], in `kafka`. Begin reading at `machine`.
 
+mod check;
 mod dead;
 mod driver;
 mod durable_file;
@@ -104,6 +105,12 @@ pub fn start(outbox: Outbox, options: DeliveryOptions) -> Result<DeliveryHandle,
         .spawn(run)
         .map_err(|error| format!("cannot start the thread delivery: {error}"))?;
     Ok(DeliveryHandle { outbox, stop, progress, report, ended: Mutex::new(ended) })
+}
+
+/// Checks what [`start`] would refuse, without starting: for `check-config`. All mistakes, each as `key: what is wrong`,
+/// the key below `delivery`.
+pub fn check(config: &config::Delivery) -> Vec<String> {
+    check::check(config)
 }
 
 /// Settings of the contract that this version does not have yet: said, never ignored.

@@ -27,16 +27,23 @@ const RULES: &[(&str, &[&str])] = &[
     // Values are checked where they are used: the configuration asks the stages for what they would refuse.
     ("config", &["intake", "delivery"]),
     ("telemetry", &[]),
-    // Pure parts: no runtime, no clock, no other stage.
+    // Pure parts: no other stage; see also `PURE`.
     ("intake/framing", &["config", "record"]),
     ("intake/decode", &["config", "record"]),
-    ("delivery/machine", &["record"]),
-    ("delivery/encode", &["config", "record"]),
+    ("delivery/machine", &["backoff", "record"]),
+    ("delivery/encode", &["clock", "config", "record"]),
     ("outbox/block", &["config", "record"]),
     ("intake", &["outbox", "backoff", "clock", "config", "metrics", "progress", "promise", "record", "status"]),
     ("delivery", &["outbox", "backoff", "clock", "config", "metrics", "progress", "promise", "record", "status"]),
     ("outbox", PLAIN),
 ];
+
+/// Parts that decide or translate: what they need to know comes in, what they decide goes out.
+const PURE: &[&str] = &["intake/framing", "intake/decode", "outbox/block", "delivery/machine", "delivery/encode"];
+
+/// What pure parts do without: runtime, clock, files, network.
+const IMPURE: &[&str] =
+    &["tokio::", "clock::now", "Instant::now", "SystemTime", "std::fs", "std::net", "std::thread", "rustix::"];
 
 /// Text, and the path prefixes where it may stand.
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
@@ -163,6 +170,17 @@ fn promises_libraries_and_unsafe_stay_with_their_owners() {
         }
     }
     assert!(breaches.is_empty(), "{}", breaches.join("\n"));
+}
+
+#[test]
+fn pure_parts_read_no_clock_and_do_no_input_or_output() {
+    for file in
+        files().iter().filter(|file| PURE.iter().any(|prefix| below(&file.path, prefix)) && !is_test(&file.path))
+    {
+        for text in IMPURE {
+            assert!(!file.code.contains(text), "src/{}: {text}", file.path);
+        }
+    }
 }
 
 #[test]

@@ -109,13 +109,17 @@ fn delivery(config: &Config, wrong: &mut Report<'_>) {
         client_certificate("delivery.kafka.tls", tls, wrong);
     }
     if let Some(sasl) = &delivery.kafka.sasl {
-        if sasl.mechanism == "GSSAPI" {
-            wrong.at("delivery.kafka.sasl.mechanism", format!("\"GSSAPI\" is {LATER}"));
+        if let "GSSAPI" | "OAUTHBEARER" = sasl.mechanism.as_str() {
+            wrong.at("delivery.kafka.sasl.mechanism", format!("{:?} is {LATER}", sasl.mechanism));
         }
         one_password("delivery.kafka.sasl", sasl.password_file.is_some(), sasl.password_credential.is_some(), wrong);
-        let passwordless = sasl.password_file.is_none() && sasl.password_credential.is_none();
-        if passwordless && sasl.mechanism != "OAUTHBEARER" {
+        if sasl.password_file.is_none() && sasl.password_credential.is_none() {
             wrong.at("delivery.kafka.sasl", "no password: set password_file or password_credential");
+        }
+    }
+    for text in crate::delivery::check(delivery) {
+        if let Some((key, text)) = text.split_once(": ") {
+            wrong.at(&format!("delivery.{key}"), text);
         }
     }
 }

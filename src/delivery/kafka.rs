@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub(super) use settings::check_properties;
+
 use crate::config::delivery::Delivery;
 use crate::delivery::dead::DeadStore;
 use crate::delivery::encode::{Encoder, FP_HEADER, Fingerprint, gap_range};
@@ -85,7 +87,7 @@ impl Kafka {
     pub(super) fn new(options: KafkaOptions<'_>, limits: &Limits) -> Result<Self, String> {
         let KafkaOptions { config, agent_id, record_bytes_max, metrics, progress, stop, directory, ever_began } =
             options;
-        settings::check_properties(&config.kafka)?;
+        check_properties(&config.kafka)?;
         let kafka = Self {
             encoder: Encoder::new(&agent_id, config.headers, config.timestamp),
             hints: Hints::open(directory, ever_began),

@@ -65,7 +65,7 @@ pub(super) fn message_bytes_max(record_bytes_max: usize) -> usize {
 }
 
 /// Refuses pass-through properties that would break a promise.
-pub(super) fn check_properties(kafka: &Kafka) -> Result<(), String> {
+pub(in crate::delivery) fn check_properties(kafka: &Kafka) -> Result<(), String> {
     for name in kafka.properties.keys() {
         let wanted = name.trim();
         if let Some((_, reason)) = DENIED.iter().find(|(denied, _)| *denied == wanted) {

@@ -1,0 +1,257 @@
+//! The daemon as a process, without any broker: start, status, health, reload, a second instance, stop, and what systemd
+//! is told.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long anything may take. Nothing depends on it but how long a failure takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Daemon {
+    directory: tempfile::TempDir,
+    process: Child,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn command(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldpost"));
+    command.current_dir(directory).args(arguments).args(["--config", "f.toml"]);
+    for (name, _) in std::env::vars() {
+        let steers = ["FIELDPOST_", "NOTIFY_", "WATCHDOG_"].iter().any(|prefix| name.starts_with(prefix));
+        if steers || name.ends_with("_DIRECTORY") || name == "JOURNAL_STREAM" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Port 1 of loopback: nobody listens there, so that every peer is away.
+fn config(extra: &str) -> String {
+    format!(
+        "[agent]\nid = \"gw-1\"\nstate_dir = \"state\"\n[http]\nlisten = \"off\"\n[outbox]\nmax_bytes = \"16MiB\"\n\
+         [delivery.kafka]\nbootstrap_servers = [\"127.0.0.1:1\"]\n{extra}"
+    )
+}
+
+fn mqtt(name: &str, topic: &str) -> String {
+    format!(
+        "[sources.{name}]\ntype = \"mqtt\"\nurl = \"mqtt://127.0.0.1:1\"\nsubscribe = [{{ topic = \"{topic}\" }}]\n"
+    )
+}
+
+impl Daemon {
+    fn start(text: &str, variables: &[(&str, &Path)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("f.toml"), text).unwrap();
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
+        let mut run = command(directory.path(), &["run"]);
+        let process = run.envs(variables.iter().copied()).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let daemon = Self { directory, process };
+        daemon.wait_for("ready: ");
+        daemon
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    fn wait_for(&self, text: &str) {
+        wait(&|| self.log().contains(text), &|| format!("{text:?} is not in the log:\n{}", self.log()));
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    fn ask(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = command(self.directory.path(), arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
+    fn status(&self) -> Value {
+        let (code, out, err) = self.ask(&["status", "--json"]);
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        self.process.wait().unwrap().code()
+    }
+}
+
+fn wait(good: &dyn Fn() -> bool, told: &dyn Fn() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !good() {
+        assert!(Instant::now() < deadline, "{}", told());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn it_starts_without_any_peer_tells_its_status_and_stops_in_order() {
+    let mut daemon = Daemon::start(&config(&mqtt("plant", "a/#")), &[]);
+    let status = daemon.status();
+    assert_eq!(status["agent"]["id"], "gw-1");
+    assert_eq!(status["agent"]["incarnation"].as_str().unwrap().len(), 32);
+    assert_eq!(status["outbox"]["when_full"], "block");
+    assert_eq!(status["sources"]["plant"]["type"], "mqtt");
+    let (code, out, _) = daemon.ask(&["status"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("agent gw-1") && out.contains("plant") && !out.contains('\u{1b}'), "{out}");
+    let mode = std::fs::metadata(daemon.path("state/control.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let (code, out, err) = daemon.ask(&["outbox", "inspect", "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let inspection: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(inspection["running"], daemon.process.id());
+
+    daemon.signal("TERM");
+    assert_eq!(daemon.end(), Some(0), "{}", daemon.log());
+    assert!(daemon.log().trim_end().ends_with("stopped"), "{}", daemon.log());
+    assert!(!daemon.path("state/control.sock").exists());
+    assert_eq!(daemon.ask(&["status"]).0, Some(69));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut daemon = Daemon::start(&config(""), &[]);
+    // Both are pending when it goes on, so that the second one finds the first one's stop under way.
+    for signal in ["STOP", "TERM", "INT", "CONT"] {
+        daemon.signal(signal);
+    }
+    assert_eq!(daemon.end(), Some(1), "{}", daemon.log());
+}
+
+#[test]
+fn a_second_instance_is_told_to_try_again() {
+    let daemon = Daemon::start(&config(""), &[]);
+    let (code, _, err) = daemon.ask(&["run"]);
+    assert_eq!(code, Some(75), "{err}");
+    assert!(err.contains("in use by another process") && err.contains(&daemon.process.id().to_string()), "{err}");
+    assert_eq!(daemon.status()["agent"]["id"], "gw-1");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_made_is_an_input_output_error() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("state"), "a file").unwrap();
+    std::fs::write(directory.path().join("f.toml"), config("")).unwrap();
+    let output = command(directory.path(), &["run"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(74), "{err}");
+    assert!(err.contains("state"), "{err}");
+}
+
+#[test]
+fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() {
+    let daemon = Daemon::start(&config(&(mqtt("same", "a") + &mqtt("other", "b") + &mqtt("gone", "c"))), &[]);
+    let since = |name: &str| daemon.status()["sources"][name].clone();
+    let same = since("same");
+
+    std::fs::write(daemon.path("f.toml"), config("[sources.same]\ntype = \"matt\"\n")).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_for("reload refused, the running configuration stays: 1 mistake");
+    daemon.wait_for("did you mean \"mqtt\"?");
+    assert_eq!(daemon.status()["sources"].as_object().unwrap().len(), 3);
+
+    let text = config(&(mqtt("same", "a") + &mqtt("other", "changed") + &mqtt("new", "d")));
+    let text = text.replace("id =", "log = \"warn\"\nid =").replace("16MiB", "32MiB");
+    std::fs::write(daemon.path("f.toml"), text).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_for("sources added: new; sources removed: gone; sources changed: other; log filter changed");
+    daemon.wait_for("needs a restart to take effect: outbox.max_bytes");
+    daemon.wait_for("source gone is gone from the configuration; its session stays at the broker");
+    wait(&|| daemon.status()["sources"].as_object().unwrap().contains_key("new"), &|| daemon.log());
+    let status = daemon.status();
+    let names: Vec<_> = status["sources"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(names, ["new", "other", "same"]);
+    assert_eq!(status["outbox"]["bytes_max"], 16 << 20);
+    assert_eq!(status["sources"]["same"]["type"], same["type"]);
+}
+
+#[test]
+fn http_tells_health_metrics_and_status() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = config(&mqtt("plant", "a")).replace("\"off\"", &format!("\"127.0.0.1:{port}\""));
+    let daemon = Daemon::start(&text, &[]);
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), body.to_owned())
+    };
+    let (head, body) = get("/healthz");
+    assert!(head.contains(" 200 ") && body == "ok\n", "{head}\n{body}");
+    let (head, body) = get("/readyz");
+    assert!(head.contains(" 503 ") && body.contains("source plant is "), "{head}\n{body}");
+    let (head, body) = get("/metrics");
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    for name in
+        ["fieldpost_source_received_total{source=\"plant\"} 0", "fieldpost_outbox_records", "fieldpost_build_info"]
+    {
+        assert!(body.contains(name), "{name} is not in\n{body}");
+    }
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    let (_, body) = get("/status");
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["agent"]["id"], "gw-1");
+    assert!(get("/").1.contains("agent gw-1"));
+
+    let (code, _, err) = {
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join("f.toml"), &text).unwrap();
+        let output = command(other.path(), &["run"]).output().unwrap();
+        (output.status.code(), (), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(code, Some(69), "{err}");
+    assert!(err.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{err}");
+    drop(daemon);
+}
+
+#[test]
+fn systemd_is_told_of_readiness_life_reload_and_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let variables = [("NOTIFY_SOCKET", path.as_path()), ("WATCHDOG_USEC", Path::new("3000000"))];
+    let mut daemon = Daemon::start(&config(""), &variables);
+    let expect = |wanted: &str| loop {
+        let mut message = [0; 4096];
+        let length = socket.recv(&mut message).unwrap_or_else(|error| panic!("{wanted} never came: {error}"));
+        let text = String::from_utf8_lossy(&message[..length]).into_owned();
+        if text.contains(wanted) {
+            return text;
+        }
+    };
+    expect("READY=1");
+    expect("WATCHDOG=1");
+    expect("STATUS=delivery ");
+    daemon.signal("HUP");
+    assert!(expect("RELOADING=1").contains("MONOTONIC_USEC="));
+    expect("READY=1");
+    daemon.signal("TERM");
+    expect("STOPPING=1");
+    assert_eq!(daemon.end(), Some(0));
+}
