@@ -44,24 +44,30 @@ struct Watch {
 
 impl Watch {
     fn look(&mut self, health: &Health) {
-        let stalled = health.stalled();
-        self.tell_changes(&stalled);
-        self.stalled = stalled;
-        let due = |last: Option<Instant>, period: Duration| last.is_none_or(|last| last.elapsed() >= period);
-        if let Some(period) = self.watchdog {
-            if self.stalled.is_empty() && due(self.fed, period) {
-                systemd::watchdog();
-                self.fed = Some(Instant::now());
-            }
+        let now = Instant::now();
+        if self.alive(health.stalled(), now) {
+            systemd::watchdog();
         }
-        if due(self.told, STATUS_EVERY) {
+        if due(self.told, STATUS_EVERY, now) {
             let line = health.summary();
             if line != self.line {
                 systemd::status(&line);
                 self.line = line;
             }
-            self.told = Some(Instant::now());
+            self.told = Some(now);
         }
+    }
+
+    /// Takes note of the loops that stand still; whether the watchdog is to be fed now. It never is while one does.
+    fn alive(&mut self, stalled: Vec<String>, now: Instant) -> bool {
+        self.tell_changes(&stalled);
+        self.stalled = stalled;
+        let Some(period) = self.watchdog else { return false };
+        let feed = self.stalled.is_empty() && due(self.fed, period, now);
+        if feed {
+            self.fed = Some(now);
+        }
+        feed
     }
 
     fn tell_changes(&self, stalled: &[String]) {
@@ -71,5 +77,29 @@ impl Watch {
         for name in self.stalled.iter().filter(|name| !stalled.contains(name)) {
             log::info!("{name} goes on");
         }
+    }
+}
+
+fn due(last: Option<Instant>, period: Duration, now: Instant) -> bool {
+    last.is_none_or(|last| now.duration_since(last) >= period)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchdog_starves_while_a_loop_stands_still() {
+        let (period, start) = (Duration::from_secs(10), Instant::now());
+        let mut watch = Watch { watchdog: Some(period), ..Watch::default() };
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let stalled = || vec!["outbox-writer (sync)".to_owned()];
+        assert!(watch.alive(Vec::new(), at(0)));
+        assert!(!watch.alive(Vec::new(), at(9)), "not more often than its period");
+        assert!(watch.alive(Vec::new(), at(10)));
+        assert!(!watch.alive(stalled(), at(20)));
+        assert!(!watch.alive(stalled(), at(1000)));
+        assert!(watch.alive(Vec::new(), at(1001)), "it goes on");
+        assert!(!Watch::default().alive(Vec::new(), at(0)), "nobody watches");
     }
 }
