@@ -33,6 +33,18 @@ impl View {
         }
     }
 
+    fn lines(&self) -> Vec<String> {
+        vec![
+            format!("  devices    {}", self.devices),
+            format!("             {} issued, {} acknowledged by the MQTT broker", self.issued, self.acknowledged),
+            format!("  mosquitto  {}", self.mosquitto),
+            format!("  fieldpost  {}", self.daemon),
+            format!("  outbox     {}", self.waiting()),
+            format!("  Kafka      {}", self.kafka),
+            format!("  consumer   {} records seen, read_committed", self.delivered),
+        ]
+    }
+
     fn line(&self) -> String {
         let waiting = self.outbox.map_or_else(|| "?".to_owned(), |(records, ..)| records.to_string());
         let Self { issued, acknowledged, delivered, .. } = self;
@@ -47,6 +59,8 @@ pub(super) struct Screen {
     act: String,
     act_ends: Option<Instant>,
     story: Vec<String>,
+    /// The newest state; `None` before the first act.
+    view: Option<View>,
     drawn_lines: usize,
     drawn_at: Option<Instant>,
 }
@@ -59,6 +73,7 @@ impl Screen {
             act: String::new(),
             act_ends: None,
             story: Vec::new(),
+            view: None,
             drawn_lines: 0,
             drawn_at: None,
         }
@@ -76,7 +91,7 @@ impl Screen {
         let line = format!("{} {text}", self.clock());
         if self.terminal {
             self.story.push(line);
-            self.drawn_at = None;
+            self.draw();
         } else {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
@@ -95,16 +110,17 @@ impl Screen {
         }
         self.drawn_at = Some(Instant::now());
         if self.terminal {
-            self.draw(view);
+            self.view = Some(view.clone());
+            self.draw();
         } else if view.issued > 0 {
             let _ = writeln!(std::io::stderr(), "{}   {}", self.clock(), view.line());
         }
     }
 
-    fn draw(&mut self, view: &View) {
+    fn draw(&mut self) {
         let size = rustix::termios::tcgetwinsize(std::io::stderr());
         let (width, height) = size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)));
-        let lines = self.frame(view, height.saturating_sub(1).max(14));
+        let lines = self.frame(height.saturating_sub(1).max(14));
         let mut text = String::new();
         if self.drawn_lines > 0 {
             let _ = write!(text, "\x1b[{}A", self.drawn_lines);
@@ -118,21 +134,14 @@ impl Screen {
         let _ = std::io::stderr().write_all(text.as_bytes());
     }
 
-    fn frame(&self, view: &View, height: usize) -> Vec<String> {
+    fn frame(&self, height: usize) -> Vec<String> {
         let left = self.act_ends.map(|end| end.saturating_duration_since(Instant::now()).as_secs());
         let left = left.map_or_else(String::new, |seconds| format!(" ({seconds} s left)"));
-        let mut lines = vec![
-            format!("Fieldpost demo  {}   {}{left}", self.clock(), self.act),
-            String::new(),
-            format!("  devices    {}", view.devices),
-            format!("             {} issued, {} acknowledged by the MQTT broker", view.issued, view.acknowledged),
-            format!("  mosquitto  {}", view.mosquitto),
-            format!("  fieldpost  {}", view.daemon),
-            format!("  outbox     {}", view.waiting()),
-            format!("  Kafka      {}", view.kafka),
-            format!("  consumer   {} records seen, read_committed", view.delivered),
-            String::new(),
-        ];
+        let mut lines = vec![format!("Fieldpost demo  {}   {}{left}", self.clock(), self.act), String::new()];
+        if let Some(view) = &self.view {
+            lines.extend(view.lines());
+            lines.push(String::new());
+        }
         let room = height.saturating_sub(lines.len());
         lines.extend(self.story[self.story.len().saturating_sub(room)..].iter().map(|line| format!("  {line}")));
         lines
@@ -145,11 +154,9 @@ mod tests {
 
     #[test]
     fn a_frame_fits_the_terminal_and_keeps_the_newest_of_the_story() {
-        let mut screen = Screen { terminal: true, ..Screen::new() };
-        for number in 0..50 {
-            screen.tell(&format!("event {number}"));
-        }
-        let lines = screen.frame(&View::default(), 20);
+        let story = (0..50).map(|number| format!("event {number}")).collect();
+        let screen = Screen { story, view: Some(View::default()), ..Screen::new() };
+        let lines = screen.frame(20);
         assert_eq!(lines.len(), 20);
         assert!(lines[19].ends_with("event 49"), "{}", lines[19]);
     }
