@@ -152,6 +152,25 @@ fn each_mistake_names_file_line_key_and_what_is_allowed() {
 }
 
 #[test]
+fn what_has_no_effect_or_cannot_be_checked_is_a_warning() {
+    let source = "[sources.a]\ntype = \"mqtt\"\nurl = \"mqtt://h\"\nsubscribe = [{ topic = \"a\" }]\n\
+                  share_max = \"50%\"\nusername = \"u\"\npassword_credential = \"p\"\n";
+    let rest = "[http]\nlisten = \"0.0.0.0:9464\"\n[outbox]\nsync = \"interval:1s\"\n";
+    let (code, lines) = check(&with(&format!("{source}{rest}")));
+    assert_eq!(code, Some(0), "{lines:#?}");
+    let expected = [
+        "f.toml:13: http.listen: 0.0.0.0:9464 can be reached from other machines, without any login",
+        "f.toml:15: outbox.sync: a power cut may lose serial and QoS 0 readings of the last 1s",
+        "f.toml:9: sources.a.share_max: has no effect in this version",
+        "f.toml:11: sources.a.password_credential: cannot be checked here: only the service sees $CREDENTIALS_DIRECTORY",
+    ];
+    for warning in expected {
+        assert!(lines.contains(&format!("warning: {warning}")), "{warning}\n{lines:#?}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+}
+
+#[test]
 fn what_is_not_toml_is_told_with_its_line() {
     let (code, lines) = check("[agent\nid = 1\n");
     assert_eq!(code, Some(78));

@@ -141,8 +141,6 @@ fn sources(config: &Config, wrong: &mut Report<'_>) {
         }
         for text in crate::intake::check(name, &config.agent.id, source) {
             match text.split_once(": ") {
-                // Credentials are there for the service only; from a shell this is no mistake (see `notices`).
-                Some(("password_credential", _)) if !has_credentials() => {}
                 Some((key, text)) => wrong.at(&format!("{table}.{key}"), text),
                 None => wrong.at(&table, text),
             }
@@ -170,8 +168,12 @@ fn one_password(table: &str, file: bool, credential: bool, wrong: &mut Report<'_
     }
 }
 
-fn has_credentials() -> bool {
-    std::env::var_os("CREDENTIALS_DIRECTORY").is_some()
+/// systemd hands credentials to the service only: from a shell they cannot be looked at.
+fn credential(table: &str, name: Option<&str>, look: &mut Report<'_>) {
+    if name.is_some() && std::env::var_os("CREDENTIALS_DIRECTORY").is_none() {
+        let text = "cannot be checked here: only the service sees $CREDENTIALS_DIRECTORY";
+        look.at(&format!("{table}.password_credential"), text);
+    }
 }
 
 /// What is legal and deserves a look.
@@ -186,6 +188,9 @@ fn notices(config: &Config, look: &mut Report<'_>) {
     if config.delivery.kafka.tls.as_ref().is_some_and(|tls| !tls.verify) {
         look.at("delivery.kafka.tls.verify", "the broker's certificate is not checked: for trials only");
     }
+    if let Some(sasl) = &config.delivery.kafka.sasl {
+        credential("delivery.kafka.sasl", sasl.password_credential.as_deref(), look);
+    }
     for (name, source) in &config.sources {
         let mapping = source.mapping();
         if mapping.share_max != "100%" {
@@ -195,10 +200,7 @@ fn notices(config: &Config, look: &mut Report<'_>) {
             look.at(&format!("sources.{name}.priority"), "has no effect in this version");
         }
         if let Source::Mqtt(mqtt) = source {
-            if mqtt.password_credential.is_some() && !has_credentials() {
-                let text = "cannot be checked here: only the service sees $CREDENTIALS_DIRECTORY";
-                look.at(&format!("sources.{name}.password_credential"), text);
-            }
+            credential(&format!("sources.{name}"), mqtt.password_credential.as_deref(), look);
             if mqtt.tls.as_ref().is_some_and(|tls| !tls.verify) {
                 look.at(
                     &format!("sources.{name}.tls.verify"),
