@@ -1,6 +1,8 @@
 //! One long run with everything at once: half of the readings over MQTT, half over a serial line, while the daemon is killed and
 //! stopped, Kafka is cut off, stalled and restarted, and the device is unplugged. `make soak` runs it with 200,000 readings.
 
+use std::time::{Duration, Instant};
+
 use fieldpost::demo::brokers::MosquittoOptions;
 use fieldpost::demo::brokers::kafka::{Kafka, KafkaOptions};
 
@@ -8,6 +10,8 @@ use crate::harness::proxy::{API_END_TXN, API_PRODUCE, Fault, Reserved};
 use crate::harness::rig::{Rig, devices};
 use crate::harness::workdir::WorkDir;
 use crate::harness::{Background, LIMIT, Random};
+
+const PAUSE: Duration = Duration::from_millis(500);
 
 #[test]
 fn soak() {
@@ -26,33 +30,34 @@ fn soak() {
     rig.agent.expect_warnings(&["fieldpost::delivery", "fieldpost::kafka", "librdkafka", "meter"]);
     rig.start();
 
-    let quarter = readings / 4;
+    // In a hundred steps with pauses, so that a small run meets about as many faults as a large one.
+    let (quarter, step) = (readings / 4, (readings / 400).max(1));
     let mqtt = |name: &str, qos: u8, prefix: &str| {
         let devices: Vec<_> = devices(10).iter().map(|device| format!("{prefix}{device}")).collect();
         let worker = (rig.publisher(name, mosquitto.port()), quarter);
         Background::start(worker, move |(publisher, left)| {
-            let count = (*left).min(250);
+            let count = (*left).min(step);
             publisher.publish(&devices, qos, count as usize);
             *left -= count;
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(PAUSE);
         })
     };
     let (one, two) = (mqtt("p1", 1, "a-"), mqtt("p2", 2, "b-"));
-    let serial = Background::start((rig.meter(&line, "meter"), readings / 2), |(meter, left)| {
-        let count = (*left).min(500);
+    let serial = Background::start((rig.meter(&line, "meter"), readings / 2), move |(meter, left)| {
+        let count = (*left).min(2 * step);
         meter.send(count);
         *left -= count;
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(PAUSE);
     });
 
     let mut random = Random::new("soak");
-    let (mut faults, mut idle_since) = (0, std::time::Instant::now());
+    let (mut faults, mut idle_since) = (0, Instant::now());
     let mut before = rig.oracle.issued();
     while rig.oracle.issued() < quarter * 2 + readings / 2 {
         std::thread::sleep(random.millis(300, 2500));
         let now = rig.oracle.issued();
         if now != before {
-            (before, idle_since) = (now, std::time::Instant::now());
+            (before, idle_since) = (now, Instant::now());
         }
         assert!(idle_since.elapsed() < LIMIT * 2, "nothing is issued any more: {now}");
         faults += 1;

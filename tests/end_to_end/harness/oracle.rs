@@ -54,6 +54,11 @@ impl Oracle {
         devices.values().map(|device| device.obliged.len() as u64).sum()
     }
 
+    pub fn obliged(&self) -> u64 {
+        let devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.values().map(|device| device.obliged.iter().filter(|obliged| **obliged).count() as u64).sum()
+    }
+
     /// Reads all topics and compares.
     pub fn tally(&self, bootstrap: &str, agent_id: &str, topics: &Topics) -> Tally {
         let mut tally = Tally::default();

@@ -173,7 +173,7 @@ impl Rig {
     /// The end of most tests: all is well, one fresh reading passes, and the daemon's log is quiet.
     pub fn finish(mut self, publisher: &mut Publisher) {
         self.settle().assert_clean();
-        publisher.publish(&["fresh".to_owned()], 1, 1);
+        publisher.publish_fresh("fresh");
         self.settle().assert_clean();
         self.agent.stop();
         self.agent.assert_log_is_quiet();
