@@ -20,7 +20,6 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::clock;
 use crate::config::delivery::{Headers as Level, TimestampChoice};
 use crate::record::{Flags, Hole, Incarnation, Kind, Nonce, Sequence, Stored};
 
@@ -256,7 +255,8 @@ impl Encoder {
             sources: hole.sources.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect(),
             previous: hole.previous.map(Incarnation::to_hex),
             upto: hole.previous.and(upto).map(|s| s.0),
-            noted_at: clock::rfc3339(hole.noted.wall_ns),
+            noted_at: jiff::Timestamp::from_nanosecond(i128::from(hole.noted.wall_ns))
+                .map_or_else(|_| "invalid".to_owned(), |time| time.to_string()),
         };
         self.value.clear();
         serde_json::to_writer(&mut self.value, &value).expect("numbers and text always become JSON");

@@ -217,10 +217,16 @@ impl Sink for Kafka {
             }
         });
         match read {
-            Ok(()) if visible.range_count() > VISIBLE_RANGES_MAX => Err(SinkError::Fatal(
+            Ok(_) if visible.range_count() > VISIBLE_RANGES_MAX => Err(SinkError::Fatal(
                 "more separate records of this agent lie beyond the ledger's position than can be true".to_owned(),
             )),
-            Ok(()) => Ok(visible),
+            Ok(ends) => {
+                // Nothing of ours there: the next reading back need not fetch these (mostly aborted) records again.
+                for (topic, partition, end) in ends.iter().filter(|_| visible.is_empty()) {
+                    self.hints.advance(topic, *partition, *end);
+                }
+                Ok(visible)
+            }
             Err(ReadError::Retry(text)) => Err(SinkError::Retry(text)),
             Err(ReadError::Hanging(text)) => Err(SinkError::Blocked(text)),
             Err(ReadError::Forbidden(text)) => Err(SinkError::Blocked(format!(

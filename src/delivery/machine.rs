@@ -12,8 +12,9 @@
 //!   the next client the live one ends the old transaction one way or the other, and the ledger tells which.
 //! - A commit for which `EndTxn` was sent more than once replaces the client too: a late copy may otherwise commit half
 //!   of the next transaction, because the epoch stays the same.
-//! - A transaction that failed by time is halved, down to one record; one record alone raises the time-outs. Good ones
-//!   grow the batch by a quarter.
+//! - A transaction that failed by time is halved, down to one record; one record alone raises the time-outs. Failures in a
+//!   row cut deeper, for each costs a recovery over the same slow link. A good one that was quick grows the batch by a
+//!   quarter; one that came near its time-out does not, or the size would swing.
 //! - Transactions are spaced by a multiple of their overhead, so that a cluster in overload is not driven deeper.
 
 use std::time::{Duration, Instant};
@@ -41,6 +42,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_RETURN_SPREAD: Duration = Duration::from_secs(2);
 /// Good transactions at full size after which raised time-outs go back to their floors.
 const GOOD_BEFORE_LOWERING: u32 = 20;
+/// Only a transaction that took less than this part of the message time-out lets the batch grow.
+const QUICK_FRACTION: u32 = 3;
+/// Halvings after one failure at most, however many came in a row.
+const HALVINGS_MAX: u32 = 4;
 /// Smallest `batch.size` of the producer.
 const REQUEST_BYTES_MIN: usize = 16 << 10;
 
@@ -150,6 +155,7 @@ pub(crate) struct Machine {
     began: Option<Instant>,
     span: Option<(Span, usize)>,
     good: u32,
+    time_failures: u32,
     unclean: bool,
     recycled: Option<RecycleReason>,
 }
@@ -167,6 +173,7 @@ impl Machine {
             began: None,
             span: None,
             good: 0,
+            time_failures: 0,
             unclean: false,
             recycled: None,
         }
@@ -281,7 +288,9 @@ impl Machine {
     fn committed(&mut self, upto: Sequence, overhead: Duration, end_txn_sent: u64, now: Instant) -> Action {
         self.backoff.reset();
         self.bisect.delivered(upto);
-        self.grow();
+        let took = self.began.map_or(Duration::ZERO, |began| now - began);
+        self.time_failures = 0;
+        self.grow(took);
         let gap = (overhead * BEGIN_GAP_FACTOR).clamp(BEGIN_GAP_MIN, BEGIN_GAP_MAX);
         self.next_begin = self.began.take().map(|began| began + gap);
         self.span = None;
@@ -292,9 +301,12 @@ impl Machine {
         self.collect(now)
     }
 
-    fn grow(&mut self) {
+    fn grow(&mut self, took: Duration) {
         self.good = self.good.saturating_add(1);
         if self.limits.bytes < self.floors.bytes {
+            if took > self.limits.message_timeout / QUICK_FRACTION {
+                return;
+            }
             self.limits.bytes = (self.limits.bytes + self.limits.bytes / 4 + 1).min(self.floors.bytes);
             self.good = 0;
         } else if self.good >= GOOD_BEFORE_LOWERING {
@@ -388,7 +400,8 @@ impl Machine {
     fn shrink(&mut self, sent: Option<(Span, usize)>) {
         let Some((span, bytes)) = sent else { return };
         if span.records > 1 {
-            self.limits.bytes = (bytes.min(self.limits.bytes) / 2).max(1);
+            self.time_failures = self.time_failures.saturating_add(1);
+            self.limits.bytes = (bytes.min(self.limits.bytes) >> self.time_failures.min(HALVINGS_MAX)).max(1);
             return;
         }
         let longest_message = TRANSACTION_TIMEOUT_MAX.mul_f64(2.0 / 3.0);

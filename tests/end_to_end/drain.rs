@@ -33,6 +33,8 @@ struct Drain {
 
 impl Drain {
     fn new(name: &str) -> Self {
+        // RUST_LOG shows what the drain says.
+        let _ = env_logger::try_init();
         let unique = format!("{name}-{:08x}", getrandom::u32().unwrap());
         create_topic(shared(), &format!("{unique}.data"), 3);
         let mut drain = Self {
@@ -281,6 +283,7 @@ fn two_agents_share_a_ledger_while_one_holds_a_transaction_open() {
 #[test]
 fn a_record_that_the_broker_refuses_becomes_a_dead_letter_and_blocks_nothing() {
     let mut drain = Drain::new("drain-poison");
+    drain.change = |config| config.kafka.compression = config::delivery::KafkaCompression::None;
     let small = format!("{}.small", drain.agent);
     fieldpost::demo::brokers::kafka::admin::create_topic(shared(), &small, 1, &[("max.message.bytes", "3000")])
         .unwrap_or_else(|error| panic!("{error}"));
@@ -328,7 +331,7 @@ fn a_slow_link_drains() {
     let mut drain = Drain::new("drain-slow").through(&proxy);
     drain.change = |config| config.kafka.compression = config::delivery::KafkaCompression::None;
     let topic = drain.topic.clone();
-    drain.append_with(300, |number| reading(&topic, number, 500));
+    drain.append_with(150, |number| reading(&topic, number, 500));
     drain.start();
     drain.delivered();
     proxy.heal();

@@ -71,8 +71,9 @@ impl ClientEvents {
 
 impl Events for ClientEvents {
     fn log(&self, level: i32, facility: &str, text: &str) {
-        // syslog levels; what heals by itself (FAIL, REQTMOUT, at 6 and also at 3) is for debugging only.
-        let transient = matches!(facility, "FAIL" | "REQTMOUT" | "ERROR" | "GETSUBS" | "CONFWARN" | "TERMINATE");
+        // syslog levels; what heals by itself, or is told by the call that fails, is for debugging only.
+        let transient =
+            matches!(facility, "FAIL" | "REQTMOUT" | "ERROR" | "GETPID" | "TXNERR" | "CONFWARN" | "TERMINATE");
         if level > 5 || transient {
             log::debug!(target: "fieldpost::kafka", "{facility}: {text}");
         } else if self.may_show() {

@@ -94,16 +94,22 @@ impl<'a> Readback<'a> {
         })
     }
 
-    /// Hands every committed record from the starts to the ends, as they are when this begins, to `visit`.
-    pub(super) fn read(&self, starts: &[Start], mut visit: impl FnMut(&BorrowedMessage<'_>)) -> Result<(), ReadError> {
+    /// Hands every committed record from the starts to the ends, as they are when this begins, to `visit`. Returns the
+    /// ends: topic, partition, high watermark.
+    pub(super) fn read(
+        &self,
+        starts: &[Start],
+        mut visit: impl FnMut(&BorrowedMessage<'_>),
+    ) -> Result<Vec<(String, u32, i64)>, ReadError> {
+        let mut ends = Vec::new();
         let mut by_topic: BTreeMap<&str, Vec<&Start>> = BTreeMap::new();
         for start in starts {
             by_topic.entry(&start.topic).or_default().push(start);
         }
         for (topic, starts) in by_topic {
-            self.read_topic(topic, &starts, &mut visit)?;
+            self.read_topic(topic, &starts, &mut visit, &mut ends)?;
         }
-        Ok(())
+        Ok(ends)
     }
 
     fn read_topic(
@@ -111,6 +117,7 @@ impl<'a> Readback<'a> {
         topic: &str,
         starts: &[&Start],
         visit: &mut impl FnMut(&BorrowedMessage<'_>),
+        ends: &mut Vec<(String, u32, i64)>,
     ) -> Result<(), ReadError> {
         // Metadata first: else the assignment waits half a second for it.
         self.committed.fetch_metadata(Some(topic), ASK_WITHIN).map_err(|error| told(&error, topic))?;
@@ -119,6 +126,7 @@ impl<'a> Readback<'a> {
         for start in starts {
             let (low, high) = self.watermarks(&self.uncommitted, topic, start.partition)?;
             let from = start.from.filter(|from| (low..=high).contains(from)).unwrap_or(low);
+            ends.push((topic.to_owned(), start.partition, high));
             if from < high {
                 self.wait_stable(topic, start.partition, high)?;
                 assignment
