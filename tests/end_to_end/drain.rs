@@ -331,7 +331,7 @@ fn a_slow_link_drains() {
     let mut drain = Drain::new("drain-slow").through(&proxy);
     drain.change = |config| config.kafka.compression = config::delivery::KafkaCompression::None;
     let topic = drain.topic.clone();
-    drain.append_with(150, |number| reading(&topic, number, 500));
+    drain.append_with(100, |number| reading(&topic, number, 500));
     drain.start();
     drain.delivered();
     proxy.heal();
