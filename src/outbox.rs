@@ -15,11 +15,15 @@ mod limits;
 mod memory;
 mod note;
 mod packer;
+#[cfg(test)]
+mod policy_tests;
 mod position;
 mod reader;
 mod reading;
 mod recovery;
 mod redelivery;
+#[cfg(test)]
+mod redelivery_tests;
 mod scan;
 mod slots;
 mod state;

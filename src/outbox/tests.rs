@@ -57,7 +57,13 @@ impl Rig {
                     done.extend(answer.done);
                 }
                 Err(_) => {
-                    assert!(Instant::now() < deadline, "only {} of {count} were answered", done.len());
+                    assert!(
+                        Instant::now() < deadline,
+                        "only {} of {count} were answered: {:?} {:#?}",
+                        done.len(),
+                        self.outbox.status(),
+                        self.outbox.shared.view()
+                    );
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }

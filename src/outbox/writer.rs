@@ -258,9 +258,10 @@ impl Writer {
             writer.move_aside(id);
         }
         writer.damaged_bytes = super::directory::disk_bytes(&writer.directory.damaged());
-        writer.tell_refused();
+        writer.has_reserve = writer.directory.file("reserve").exists();
         writer.publish_memory();
         writer.look_for_room();
+        writer.tell_refused();
         writer.update_metrics();
         Ok(writer)
     }

@@ -54,18 +54,31 @@ impl Writer {
         bytes <= self.sizes.readings_bytes_max() && free >= self.config.free_space_floor.0
     }
 
-    /// Drops the oldest closed generation that nobody reads and no open transaction may hold.
+    /// Drops the oldest closed generation that nobody reads and no open transaction may hold. If there is none, the
+    /// newest one is closed for it, once it holds enough.
     fn drop_oldest(&mut self) -> bool {
-        let candidate = {
-            let view = self.shared.view();
-            let free = |listed: &&Listed| {
-                let (first, end) = (listed.first_sequence, listed.end_sequence());
-                let protected = view.protected.is_some_and(|(from, to)| first <= to && from < end);
-                listed.closed.is_some() && !protected && view.reader_at != Some(listed.id.number)
-            };
-            view.generations.iter().find(free).cloned()
+        if let Some(listed) = self.droppable() {
+            return self.drop_noted(&listed, "drop_oldest");
+        }
+        let enough = self.sizes.generation_raw_bytes / 4;
+        if self.current.as_ref().is_none_or(|current| current.raw_bytes < enough) {
+            return false;
+        }
+        if let Err(stop) = self.rotate() {
+            self.failed(&stop);
+            return false;
+        }
+        self.droppable().is_some_and(|listed| self.drop_noted(&listed, "drop_oldest"))
+    }
+
+    fn droppable(&self) -> Option<Listed> {
+        let view = self.shared.view();
+        let free = |listed: &&Listed| {
+            let (first, end) = (listed.first_sequence, listed.end_sequence());
+            let protected = view.protected.is_some_and(|(from, to)| first <= to && from < end);
+            listed.closed.is_some() && !protected && view.reader_at != Some(listed.id.number)
         };
-        candidate.is_some_and(|listed| self.drop_noted(&listed, "drop_oldest"))
+        view.generations.iter().find(free).cloned()
     }
 
     /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.

@@ -179,6 +179,8 @@ impl Writer {
     fn remove_files(&mut self, id: GenerationId) -> bool {
         self.shared.progress.phase("removing a generation", SYNC_STALL);
         self.shared.publish(|view| view.generations.retain(|listed| listed.id != id));
+        // There may be room now.
+        self.room_at = Instant::now().checked_sub(super::ROOM_EVERY).unwrap_or(self.room_at);
         match self.directory.remove(id) {
             Ok(()) => true,
             Err(error) => {
@@ -197,6 +199,7 @@ impl Writer {
         let count: u64 = range.iter().map(|(from, to)| to - from + 1).sum();
         self.dropped += count;
         self.shared.metrics.dropped(reason).inc_by(count);
+        self.shared.view().dropped = self.dropped + self.memory.refused_total();
         log::warn!(
             "dropped {count} undelivered readings ({}..={}) for {reason}; a gap record will say so",
             listed.first_sequence,

@@ -1,0 +1,153 @@
+//! The cap on disk and what happens at it.
+
+use std::time::Duration;
+
+use super::tests::*;
+use super::*;
+use crate::config::ByteSize;
+use crate::config::outbox::WhenFull;
+use crate::record::{Item, Kind};
+
+const MAX: ByteSize = ByteSize::mib(8);
+
+fn with_policy(when_full: WhenFull) -> OpenOptions {
+    let mut options = options(MAX);
+    options.config.when_full = when_full;
+    options.config.held_bytes_max = ByteSize::mib(64);
+    options
+}
+
+/// Incompressible readings of 8 KB.
+fn bulk(count: u64) -> Vec<Reading> {
+    (1..=count).map(|n| testing::reading_of(n, 8000, true)).collect()
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    directory::disk_bytes(&dir.join("outbox"))
+}
+
+#[test]
+fn block_takes_no_more_until_readings_are_delivered_and_loses_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::Block));
+    let wanted = bulk(1500);
+    for reading in &wanted {
+        rig.submit(vec![reading.clone()], None);
+    }
+    wait_until("full", || rig.outbox.status().state == "full");
+    // Control entries of a source without waiting readings go on.
+    let (other, _answers) = rig.outbox.appender(&"other".into());
+    let before = rig.outbox.shared.view().durable_index;
+    other.control(Control::SessionCleared);
+    wait_until("control entries have headroom", || rig.outbox.shared.view().durable_index > before);
+    let stored = rig.outbox.positions().durable.0;
+    assert!(stored < 1500);
+    assert!(disk_bytes(dir.path()) <= MAX.0, "{}", disk_bytes(dir.path()));
+    let mut reader = rig.outbox.reader();
+    let mut after = 0;
+    let mut got = Vec::new();
+    while got.len() < wanted.len() {
+        rig.outbox.wait_durable(Sequence(after), Instant::now() + Duration::from_secs(20));
+        for item in read_all(&mut reader, after) {
+            after = item.last().0;
+            got.extend(readings(&[item]));
+        }
+        trim(&rig.outbox, after);
+        assert!(disk_bytes(dir.path()) <= MAX.0);
+    }
+    assert!(got == wanted);
+    assert_eq!(rig.outcomes(1500).len(), 1500);
+    drop(reader);
+    rig.close();
+}
+
+#[test]
+fn drop_oldest_tells_what_it_dropped_and_leaves_alone_what_is_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropOldest));
+    let wanted = bulk(2000);
+    rig.append_all(&wanted[..100]);
+    rig.outbox.protect(Sequence(1), Sequence(100));
+    rig.append_all(&wanted[100..]);
+    assert!(disk_bytes(dir.path()) <= MAX.0, "{}", disk_bytes(dir.path()));
+    let items = read_all(&mut rig.outbox.reader(), 0);
+    check_dropped(&items, &wanted);
+    let stored = readings(&items);
+    assert!(stored.len() < 1500 && stored[..100] == wanted[..100], "what was protected is there");
+    let Some(Item::Hole(hole)) = items.iter().find(|item| matches!(item, Item::Hole(_))) else { panic!() };
+    let count = hole.to.0 - hole.from.0 + 1;
+    assert_eq!(hole.sources, [("plant".into(), count)]);
+    assert!(hole.bytes > count * 8000);
+    assert_eq!(rig.outbox.status().dropped, 2000 - stored.len() as u64);
+    rig.close();
+
+    let rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropOldest));
+    assert_eq!(read_all(&mut rig.outbox.reader(), 0).iter().map(Item::first).collect::<Vec<_>>(), {
+        items.iter().map(Item::first).collect::<Vec<_>>()
+    });
+    check_dropped(&read_all(&mut rig.outbox.reader(), 0), &wanted);
+    rig.close();
+}
+
+fn check_dropped(items: &[Item], wanted: &[Reading]) {
+    assert_eq!(items.last().unwrap().last().0, wanted.len() as u64);
+    for item in items {
+        match item {
+            Item::Reading(stored) => assert!(stored.reading == wanted[stored.sequence.0 as usize - 1]),
+            Item::Hole(hole) => assert_eq!(&*hole.reason, "drop_oldest"),
+        }
+    }
+}
+
+#[test]
+fn drop_newest_counts_what_it_refuses_and_tells_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropNewest));
+    let wanted = bulk(2000);
+    for reading in &wanted {
+        rig.submit(vec![reading.clone()], None);
+    }
+    let outcomes = rig.outcomes(2000);
+    let appended = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Appended).count();
+    let refused = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Refused).count();
+    assert!(appended + refused == 2000 && refused > 500, "{appended} {refused}");
+    assert!(disk_bytes(dir.path()) <= MAX.0);
+    // The count is in the log: it survives.
+    rig.close();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropNewest));
+    let mut reader = rig.outbox.reader();
+    let got = readings(&read_all(&mut reader, 0));
+    assert!(got == wanted[..appended], "{} {appended}", got.len());
+    assert_eq!(read_all(&mut reader, appended as u64), []);
+    trim(&rig.outbox, appended as u64);
+    wait_until("room", || generations(dir.path()) <= 2);
+    rig.append(testing::reading_of(1, 10, false), None);
+    let items = read_all(&mut reader, appended as u64);
+    let got = readings(&items);
+    assert_eq!(got.len(), 2);
+    assert_eq!(got[0].kind, Kind::Gap);
+    assert_eq!((&*got[0].topic, &*got[0].device), ("telemetry", "plant"));
+    let value: serde_json::Value = serde_json::from_slice(&got[0].value).unwrap();
+    assert_eq!((&value["reason"], &value["count"]), (&"drop_newest".into(), &refused.into()));
+    drop(reader);
+    rig.close();
+    // Told once.
+    let rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropNewest));
+    assert_eq!(read_all(&mut rig.outbox.reader(), appended as u64 + 2), []);
+    rig.close();
+}
+
+#[test]
+fn weeks_of_refusing_cost_two_generations() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::Block));
+    for _ in 0..120 {
+        for _ in 0..20 {
+            rig.appender.control(Control::Released((0..2000).collect()));
+        }
+        rig.append(testing::reading_of(1, 10, false), None);
+        trim(&rig.outbox, rig.outbox.positions().durable.0);
+    }
+    wait_until("control entries alone hold no space", || generations(dir.path()) <= 2);
+    rig.close();
+}
