@@ -7,12 +7,20 @@
 //! layout in `outbox/generation.rs` and `outbox/block.rs`; opening in `outbox/recovery.rs`.
 
 mod block;
+#[cfg(test)]
+mod damage_tests;
 mod directory;
 mod entry;
+#[cfg(test)]
+mod failure_tests;
 mod generation;
 mod inspect;
+#[cfg(test)]
+mod kill_tests;
 mod limits;
 mod memory;
+#[cfg(test)]
+mod model_tests;
 mod note;
 mod packer;
 #[cfg(test)]

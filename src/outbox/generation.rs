@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use super::directory::{Directory, GenerationId, sync_directory, sync_tree};
@@ -102,6 +103,8 @@ pub(super) struct Generation {
     path: PathBuf,
     segment_bytes: usize,
     inner: RwLock<Option<Open>>,
+    /// Something was inserted since the last sync.
+    dirty: AtomicBool,
 }
 
 impl std::fmt::Debug for Generation {
@@ -144,7 +147,13 @@ impl Generation {
         let synced = sync_tree(&path).and_then(|()| sync_directory(directory.path()));
         let file = synced.and_then(|()| File::options().read(true).write(true).open(path.join("db")));
         match file {
-            Ok(file) => Ok(Self { id, path, segment_bytes, inner: RwLock::new(Some(Open { db, file })) }),
+            Ok(file) => Ok(Self {
+                id,
+                path,
+                segment_bytes,
+                inner: RwLock::new(Some(Open { db, file })),
+                dirty: AtomicBool::new(false),
+            }),
             Err(error) => {
                 drop_guarded(db);
                 Err(StoreError::of_io(error))
@@ -162,6 +171,9 @@ impl Generation {
 
     /// Inserts a block under the index of its first entry.
     pub(super) fn insert(&self, first_index: u64, block: &[u8]) -> Result<(), StoreError> {
+        self.dirty.store(true, Ordering::Release);
+        #[cfg(test)]
+        self.fault("fault-insert")?;
         self.with(|open| guarded(|| open.db.insert(first_index.to_be_bytes(), block).map(|_| ())))
     }
 
@@ -169,8 +181,26 @@ impl Generation {
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.with(|open| {
             guarded(|| open.db.flush().map(|_| ()))?;
+            #[cfg(test)]
+            self.fault("fault-sync")?;
             open.file.sync_data().map_err(StoreError::of_io)
-        })
+        })?;
+        self.dirty.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether everything inserted is on the medium.
+    pub(super) fn is_synced(&self) -> bool {
+        !self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Fails once if a test has put a file of this name beside the generations: `full`, or anything else.
+    #[cfg(test)]
+    fn fault(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path.with_file_name(name);
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        fs::remove_file(path).map_err(StoreError::Io)?;
+        Err(if text == "full" { StoreError::Full(text) } else { StoreError::Io(io::Error::other(text)) })
     }
 
     /// The first block whose first index is `index` or above.

@@ -109,6 +109,8 @@ impl Memory {
     /// Adds a segment, once.
     pub(super) fn add_segment(&mut self, segment: Segment) {
         if self.segments.iter().all(|known| known.nonce != segment.nonce) {
+            // A start that appended no reading leaves nothing to say.
+            self.segments.retain(|known| known.first_sequence != segment.first_sequence);
             self.segments.push(segment);
         }
     }

@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 
@@ -34,6 +35,8 @@ use super::summary::Summary;
 
 /// How far a new incarnation jumps when no file says which numbers were given out.
 const BLIND_JUMP: u64 = 1 << 32;
+const BUSY_TRIES: u32 = 100;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
 /// The limits in `state` are raised by this much at once.
 pub(super) const LIMIT_STEP: u64 = 1 << 22;
 
@@ -367,6 +370,7 @@ impl Recovery {
     fn try_open(&self, id: GenerationId) -> Result<Option<Generation>, OpenError> {
         let path = self.directory.generation(id);
         let mut given_up = false;
+        let mut busy = 0;
         loop {
             match Generation::open(&self.directory, id, self.sizes.segment_bytes) {
                 Ok(generation) => return Ok(Some(generation)),
@@ -385,6 +389,11 @@ impl Recovery {
                         .give_up_reserve()
                         .map_err(io_error("remove", &self.directory.file("reserve")))?;
                     log::warn!("the disk is full while the outbox opens; the reserve was given up: {gave}");
+                }
+                // We hold the lock of the directory: whoever has it open is about to let go.
+                Err(StoreError::Busy(_)) if busy < BUSY_TRIES => {
+                    busy += 1;
+                    std::thread::sleep(BUSY_WAIT);
                 }
                 Err(error) => return Err(store_error(&path, error)),
             }

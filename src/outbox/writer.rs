@@ -268,6 +268,7 @@ impl Writer {
 
     /// Runs until closed.
     pub(super) fn run(mut self) {
+        let _end = End(self.shared.clone());
         self.shared.progress.phase("idle", 4 * BEAT_EVERY);
         while !self.is_done() {
             self.receive();
@@ -424,7 +425,12 @@ impl Writer {
             current.generation.close();
         }
         self.update_metrics();
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            // Said outright: a child process that is just being started may hold a copy of the handle.
+            if let Err(error) = rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock) {
+                log::warn!("cannot unlock the state directory ({error}); the end of the process does");
+            }
+        }
         self.shared.progress.phase("closed", Duration::MAX);
         self.shared.publish(|view| view.closed = true);
     }
@@ -442,6 +448,22 @@ impl Writer {
         m.oldest_age_seconds.set(age);
         m.generations.set(view.generations.len() as i64);
         m.notes.set(self.memory.notes.iter().count() as i64);
+    }
+}
+
+/// If the thread dies, whoever waits for it must learn it, and health must say it.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the outbox writer died of a fault of its own: nothing is stored any more, restart the daemon");
+            self.0.progress.phase("dead", Duration::ZERO);
+            self.0.publish(|view| {
+                view.state = "failing: the writer died".to_owned();
+                view.closed = true;
+            });
+        }
     }
 }
 

@@ -206,6 +206,8 @@ impl Writer {
 
     /// A sync covers everything below `end`: whole arrivals in it are durable.
     fn synced_through(&mut self, end: u64) {
+        let synced = self.current.as_ref().is_some_and(|current| current.generation.is_synced());
+        assert!(synced, "nothing becomes durable before its sync has returned");
         let whole = self.flights.iter().take_while(|flight| flight.through < end).last();
         if let Some(last) = whole.map(|flight| (flight.through, flight.sequence_after)) {
             // A redelivery at the end of the group names an entry that is durable already.

@@ -18,7 +18,9 @@ impl Writer {
     pub(super) fn look_for_room(&mut self) {
         self.room_at = Instant::now();
         while !self.has_room() {
-            let made = self.remove_retained() || (self.config.when_full == WhenFull::DropOldest && self.drop_oldest());
+            // Undelivered readings make room only for others that wait.
+            let may_drop = self.config.when_full == WhenFull::DropOldest && !self.backlog.is_empty();
+            let made = self.remove_retained() || (may_drop && self.drop_oldest());
             if !made {
                 if !self.full {
                     log::warn!(

@@ -1,0 +1,257 @@
+//! Damage of every kind: no panic, no silence; what is missing comes as holes, the rest is delivered.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::testing::reading_of;
+use super::tests::*;
+use super::*;
+use crate::config::ByteSize;
+use crate::record::Item;
+
+const MAX: ByteSize = ByteSize::mib(32);
+
+/// An outbox of several closed generations with these readings.
+fn filled(dir: &Path, count: u64) -> Vec<Reading> {
+    let mut rig = Rig::open_with(dir, options(MAX));
+    let wanted: Vec<_> = (1..=count).map(|n| reading_of(n, 1500, true)).collect();
+    rig.append_all(&wanted);
+    rig.outbox.sync_position().unwrap();
+    rig.close();
+    wanted
+}
+
+fn databases(dir: &Path) -> Vec<PathBuf> {
+    let directory = directory::Directory::new(dir.join("outbox"));
+    directory.list().unwrap().iter().map(|found| directory.generation(found.id)).collect()
+}
+
+/// Reads everything; each sequence of the old readings is either itself or in a hole, and new readings still pass.
+fn check(dir: &Path, wanted: &[Reading]) -> Vec<Item> {
+    let mut rig = Rig::open_with(dir, options(MAX));
+    rig.append(reading_of(7, 77, false), None);
+    let mut reader = rig.outbox.reader();
+    let items = read_all(&mut reader, 0);
+    for item in &items {
+        if let Item::Reading(stored) = item {
+            let at = stored.sequence.0 as usize;
+            if at <= wanted.len() {
+                assert!(stored.reading == wanted[at - 1], "sequence {at} holds something else");
+            }
+        }
+    }
+    let Some(Item::Reading(last)) = items.last() else { panic!("the fresh reading is missing") };
+    assert!(last.reading == reading_of(7, 77, false));
+    // Holes are durable: they are the same after another start.
+    drop(reader);
+    rig.close();
+    let rig = Rig::open_with(dir, options(MAX));
+    let again = read_all(&mut rig.outbox.reader(), 0);
+    assert_eq!(holes(&again), holes(&items));
+    assert!(readings(&again) == readings(&items));
+    rig.close();
+    items
+}
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn a_closed_generation_that_is_gone_is_one_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 4500);
+    let all = databases(dir.path());
+    assert!(all.len() >= 3, "{}", all.len());
+    fs::remove_dir_all(&all[1]).unwrap();
+    let items = check(dir.path(), &wanted);
+    let holes = holes(&items);
+    assert_eq!(holes.len(), 1, "{holes:?}");
+    assert_eq!(holes[0].2, "damage");
+    assert_eq!(readings(&items).len() as u64, 4501 - (holes[0].1 - holes[0].0 + 1));
+}
+
+#[test]
+fn a_closed_generation_that_does_not_open_is_set_aside_and_is_one_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 4500);
+    let all = databases(dir.path());
+    // Nothing of its log can be read.
+    let db = all[1].join("db");
+    let len = fs::metadata(&db).unwrap().len();
+    overwrite(&db, 0, &vec![0xee; len as usize]);
+    let items = check(dir.path(), &wanted);
+    let holes = holes(&items);
+    assert_eq!(holes.len(), 1, "{holes:?}");
+    assert!(holes[0].0 > 1 && holes[0].1 < 4500);
+}
+
+#[test]
+fn a_newest_generation_that_is_gone_begins_a_new_incarnation_beyond_all_old_numbers() {
+    for how in ["remove", "garbage", "truncate"] {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = filled(dir.path(), 2000);
+        let newest = databases(dir.path()).pop().unwrap();
+        match how {
+            "remove" => fs::remove_dir_all(&newest).unwrap(),
+            "garbage" => {
+                for entry in fs::read_dir(&newest).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_file() {
+                        overwrite(&path, 0, &vec![0x5a; fs::metadata(&path).unwrap().len() as usize]);
+                    }
+                }
+            }
+            _ => {
+                let file = fs::File::options().write(true).open(newest.join("db")).unwrap();
+                file.set_len(file.metadata().unwrap().len() / 4).unwrap();
+            }
+        }
+        let items = check(dir.path(), &wanted);
+        let holes = holes(&items);
+        let damage = holes.iter().find(|hole| hole.2 == "damage").unwrap_or_else(|| panic!("{how}: {holes:?}"));
+        assert_eq!(damage.1, 2000, "{how}: up to what pos says was durable");
+        let born = holes.iter().find(|hole| hole.2 == "new_incarnation").unwrap_or_else(|| panic!("{how}: {holes:?}"));
+        assert_eq!(born.0, 2001, "{how}");
+        assert!(born.1 > 100_000, "{how}: beyond any number the old one can have given");
+        let lives: Vec<_> = items.iter().map(Item::incarnation).collect();
+        let (old, new) = (lives[0], *lives.last().unwrap());
+        assert_ne!(old, new);
+        let previous = |item: &Item| matches!(item, Item::Hole(hole) if hole.previous == Some(old));
+        assert_eq!(items.iter().filter(|item| previous(item)).count(), 1, "{how}: the new one names the old one");
+        let rig = Rig::open_with(dir.path(), options(MAX));
+        let identity = rig.outbox.identity();
+        assert_eq!((identity.incarnation, identity.known.clone()), (new, vec![old, new]));
+        trim(&rig.outbox, rig.outbox.positions().durable.0);
+        assert_eq!(rig.outbox.identity().known, [new]);
+        rig.close();
+    }
+}
+
+#[test]
+fn flipped_bytes_anywhere_give_holes_and_never_wrong_readings() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 1800);
+    let source = dir.path().join("outbox");
+    let seed: u64 = std::env::var("TEST_SEED").ok().map_or(0x5eed, |text| text.parse().unwrap());
+    println!("TEST_SEED={seed}");
+    let mut state = seed;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut kinds: HashMap<&str, u32> = HashMap::new();
+    for round in 0..14 {
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(&source, &copy.path().join("outbox"));
+        let all = databases(copy.path());
+        let victim = &all[random(all.len() as u64) as usize];
+        let files: Vec<_> = fs::read_dir(victim).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<_> = files.into_iter().filter(|path| path.is_file()).collect();
+        let file = if round % 3 == 0 { files[random(files.len() as u64) as usize].clone() } else { victim.join("db") };
+        let len = fs::metadata(&file).unwrap().len().max(1);
+        let count = if round % 2 == 0 { 1 } else { 512 };
+        overwrite(&file, random(len), &vec![random(256) as u8; count]);
+        println!("round {round}: {count} bytes of {}", file.display());
+        let items = check(copy.path(), &wanted);
+        *kinds.entry(if holes(&items).is_empty() { "whole" } else { "holes" }).or_default() += 1;
+        let told: u64 = items.iter().map(|item| item.last().0 - item.first().0 + 1).sum();
+        assert_eq!(told, items.last().unwrap().last().0, "every sequence is accounted for");
+    }
+    println!("{kinds:?}");
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn lost_small_files_cost_nothing_that_is_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 1500);
+    let life = {
+        let rig = Rig::open_with(dir.path(), options(MAX));
+        let life = rig.outbox.identity().incarnation;
+        rig.close();
+        life
+    };
+    for lost in [&["pos"][..], &["state"], &["pos", "state"]] {
+        for name in lost {
+            overwrite(&dir.path().join("outbox").join(name), 0, &[0xff; 8192]);
+        }
+        for entry in fs::read_dir(dir.path().join("outbox")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|end| end == "end") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        let rig = Rig::open_with(dir.path(), options(MAX));
+        assert_eq!(rig.outbox.identity().incarnation, life, "{lost:?}");
+        let items = read_all(&mut rig.outbox.reader(), 0);
+        assert!(readings(&items) == wanted && holes(&items).is_empty(), "{lost:?}");
+        rig.close();
+    }
+}
+
+#[test]
+fn what_was_never_finished_is_removed_only_when_nothing_was_acknowledged_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 300);
+    // A directory made by a start that was killed at once.
+    let half_made = dir.path().join("outbox").join("g00000000000000099999-00000077");
+    fs::create_dir_all(&half_made).unwrap();
+    fs::write(half_made.join("db"), b"xx").unwrap();
+    // And a generation with acknowledged readings whose marker is lost.
+    let newest = databases(dir.path()).into_iter().rev().nth(1).unwrap();
+    fs::remove_file(newest.with_extension("ok")).unwrap();
+    let items = check(dir.path(), &wanted);
+    assert!(!half_made.exists());
+    assert!(holes(&items).is_empty(), "{:?}", holes(&items));
+    assert_eq!(readings(&items).len(), 301);
+}
+
+#[test]
+fn an_arrival_without_its_commit_mark_does_not_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 50);
+    // Half an arrival at the end, as a cut leaves it: two readings, no commit mark, and its packet.
+    let rig = Rig::open_with(dir.path(), options(MAX));
+    let (generation, index, sequence) = {
+        let view = rig.outbox.shared.view();
+        let live = view.generations.back().unwrap().live.upgrade().unwrap();
+        (live, view.durable_index + 1, view.durable_sequence + 1)
+    };
+    let mut packer = packer::Packer::new(config::outbox::Compression::Zstd, 7000, index, sequence);
+    let packet = Packet { id: 5, qos: Qos::AtLeastOnce, dup: false, hash: 5, dedup: true };
+    packer.push_arrival(&"plant".into(), &[reading_of(90, 9, false), reading_of(91, 20_000, true)], Some(&packet));
+    packer.flush();
+    let first = packer.take().unwrap();
+    generation.insert(first.first_index, &first.bytes).unwrap();
+    generation.sync().unwrap();
+    drop(generation);
+    rig.close();
+
+    let before = generations(dir.path());
+    let mut rig = Rig::open_with(dir.path(), options(MAX));
+    assert_eq!(generations(dir.path()), before + 1, "the generation is closed");
+    assert_eq!(rig.outbox.positions().durable, Sequence(50));
+    let again = Packet { dup: true, ..packet };
+    assert_eq!(rig.append(reading_of(90, 9, false), Some(again)), Outcome::Appended, "it was never in the log");
+    let items = read_all(&mut rig.outbox.reader(), 0);
+    assert_eq!(items.len(), 51);
+    assert!(readings(&items)[..50] == wanted && holes(&items).is_empty());
+    rig.close();
+    let rig = Rig::open_with(dir.path(), options(MAX));
+    assert_eq!(read_all(&mut rig.outbox.reader(), 0).len(), 51);
+    rig.close();
+}

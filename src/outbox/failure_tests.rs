@@ -1,0 +1,87 @@
+//! Syncs and writes that fail: nothing of them is answered, and all of it comes again, in order, in the next generation.
+
+use std::fs;
+
+use super::testing::reading_of;
+use super::tests::*;
+use super::*;
+use crate::config::ByteSize;
+
+fn fail_next(dir: &Path, what: &str, how: &str) {
+    fs::write(dir.join("outbox").join(what), how).unwrap();
+}
+
+#[test]
+fn what_a_failed_sync_leaves_is_written_again_in_order_and_stands_there_once() {
+    for (what, how) in [("fault-sync", "no"), ("fault-sync", "full"), ("fault-insert", "no"), ("fault-insert", "full")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rig = Rig::open(dir.path());
+        let wanted = many(1, 400, 300);
+        let mut reader = rig.outbox.reader();
+        for part in wanted.chunks(100) {
+            assert!(readings(&read_all(&mut reader, 0)).len() < 400);
+            fail_next(dir.path(), what, how);
+            rig.append_all(part);
+        }
+        // The one that failed is never written again; one that held no reading yet is gone.
+        assert!((4..=5).contains(&generations(dir.path())), "{what} {how}: {}", generations(dir.path()));
+        assert_eq!(rig.outbox.shared.metrics.failed.get(), 4);
+        let items = read_all(&mut reader, 0);
+        assert!(readings(&items) == wanted && holes(&items).is_empty(), "{what} {how}");
+        drop(reader);
+        rig.close();
+        let rig = Rig::open(dir.path());
+        let items = read_all(&mut rig.outbox.reader(), 0);
+        assert!(readings(&items) == wanted && holes(&items).is_empty(), "{what} {how}: after reopening");
+        rig.close();
+    }
+}
+
+#[test]
+fn an_append_that_is_taken_back_leaves_the_redelivery_table_and_its_duplicate_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let packet = |id, dup, hash| Packet { id, qos: Qos::ExactlyOnce, dup, hash, dedup: true };
+    rig.append(reading_of(1, 10, false), Some(packet(1, false, 10)));
+    fail_next(dir.path(), "fault-sync", "no");
+    let held = || rig.outbox.held().try_acquire(1).unwrap();
+    let arrival = |receipt, packet| Arrival {
+        readings: vec![reading_of(receipt, 10, false)],
+        packet: Some(packet),
+        receipt: Receipt(receipt),
+        held: held(),
+    };
+    rig.appender.submit(vec![
+        arrival(2, packet(2, false, 20)),
+        arrival(3, packet(2, true, 20)),
+        arrival(4, packet(1, true, 10)),
+        arrival(5, packet(1, false, 11)),
+        arrival(6, packet(1, true, 11)),
+    ]);
+    rig.appender.control(Control::Released(vec![2]));
+    use Outcome::{Appended, Duplicate};
+    let want = [(2, Appended), (3, Duplicate), (4, Duplicate), (5, Appended), (6, Duplicate)];
+    assert_eq!(rig.outcomes(5), want.map(|(receipt, outcome)| (Receipt(receipt), outcome)));
+    assert_eq!(rig.append(reading_of(7, 10, false), Some(packet(2, true, 20))), Appended, "released after it");
+    let values: Vec<_> = [1, 2, 5, 7].map(|n| reading_of(n, 10, false)).into();
+    assert!(readings(&read_all(&mut rig.outbox.reader(), 0)) == values);
+    rig.close();
+}
+
+#[test]
+fn a_full_disk_costs_the_reserve_first_and_nothing_that_was_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), options(ByteSize::mib(16)));
+    let reserve = dir.path().join("outbox").join("reserve");
+    let held = directory::disk_bytes(&reserve);
+    assert!(held >= 1 << 20);
+    fail_next(dir.path(), "fault-sync", "full");
+    rig.append_all(&many(1, 10, 100));
+    // There is room in truth: the reserve comes back.
+    rig.append_all(&many(11, 10, 100));
+    assert_eq!(directory::disk_bytes(&reserve), held);
+    assert_eq!(readings(&read_all(&mut rig.outbox.reader(), 0)), many(1, 20, 100));
+    assert_eq!(rig.outbox.status().state, "ok");
+    rig.close();
+}
