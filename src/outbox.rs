@@ -288,6 +288,8 @@ impl Outbox {
         let when_full = config.when_full;
         let segment = opened.segment.nonce;
         let shared = Arc::new(share(&opened, state, metrics, &config));
+        // Bounded by the permits of `held_bytes_max` and by the packet identifiers of the sessions.
+        #[allow(clippy::disallowed_methods)]
         let (commands, receiver) = std::sync::mpsc::channel();
         let path = shared.directory.path().display().to_string();
         let fail = |what| move |source| OpenError::Io { what, path, source };
@@ -305,6 +307,8 @@ impl Outbox {
 
     /// A way in for one source, and the answers to what goes in. One per source at a time.
     pub fn appender(&self, source: &SourceId) -> (Appender, mpsc::UnboundedReceiver<Answer>) {
+        // Bounded by what was submitted, which holds permits until it is answered; an answer is small.
+        #[allow(clippy::disallowed_methods)]
         let (answers, receiver) = mpsc::unbounded_channel();
         let source = Arc::new(writer::Source { id: source.clone(), answers });
         (Appender { source, commands: self.commands.clone() }, receiver)
@@ -386,7 +390,7 @@ impl Outbox {
 
     /// Syncs `pos` now. Blocks the thread.
     pub fn sync_position(&self) -> std::io::Result<()> {
-        let (done, answer) = std::sync::mpsc::channel();
+        let (done, answer) = std::sync::mpsc::sync_channel(1);
         let closed = || std::io::Error::other("the outbox is closed");
         self.commands.send(Command::SyncPosition(done)).map_err(|_| closed())?;
         answer.recv().map_err(|_| closed())?

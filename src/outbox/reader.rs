@@ -4,7 +4,7 @@
 //! stand in a generation.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Sender, SyncSender};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -279,8 +279,8 @@ impl Reader {
     }
 
     /// Asks the writer and waits until it is durable.
-    fn ask(&self, command: impl FnOnce(Sender<()>) -> Command) -> Result<(), ReadError> {
-        let (done, answer) = mpsc::channel();
+    fn ask(&self, command: impl FnOnce(SyncSender<()>) -> Command) -> Result<(), ReadError> {
+        let (done, answer) = mpsc::sync_channel(1);
         let closed = || ReadError::Store("the outbox is closed".to_owned());
         self.commands.send(command(done)).map_err(|_| closed())?;
         answer.recv_timeout(NOTE_WAIT).map_err(|_| ReadError::Store("the outbox cannot be written".to_owned()))

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -65,11 +65,11 @@ pub(super) enum Command {
     Submit(Arc<Source>, Vec<Arrival>),
     Control(Arc<Source>, Control),
     /// Writes a note; answered when it is durable.
-    Note(Note, Sender<()>),
+    Note(Note, SyncSender<()>),
     /// A generation cannot be read: note it, move it away, answer.
-    SetAside(GenerationId, String, Sender<()>),
+    SetAside(GenerationId, String, SyncSender<()>),
     /// Syncs `pos`.
-    SyncPosition(Sender<io::Result<()>>),
+    SyncPosition(SyncSender<io::Result<()>>),
     /// Look at the view: trims, protection.
     Nudge,
     Close,
@@ -82,7 +82,7 @@ enum Work {
     Control(Arc<Source>, Control),
     /// A gap record for readings refused.
     Told(SourceId, Box<Reading>, super::entry::Refusal),
-    Note(Box<Note>, Option<Sender<()>>),
+    Note(Box<Note>, Option<SyncSender<()>>),
 }
 
 /// Something written and not yet durable.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -255,7 +255,7 @@ impl Writer {
     }
 
     /// Somebody cannot read a generation: what it held and is not delivered is noted, then it is moved away.
-    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: Sender<()>) {
+    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<()>) {
         log::error!("{} is damaged ({why})", self.directory.generation(id).display());
         if self.current.as_ref().is_some_and(|current| current.generation.id() == id) {
             if let Err(stop) = self.rotate() {
@@ -286,7 +286,7 @@ impl Writer {
         match self.directory.set_aside(id, self.sizes.damaged_bytes_max) {
             Ok(to) => log::error!("moved the damaged generation {id} to {}", to.display()),
             Err(error) => {
-                log::error!("cannot move the damaged generation {id} away ({error}); the next start tries again")
+                log::error!("cannot move the damaged generation {id} away ({error}); the next start tries again");
             }
         }
         self.damaged_bytes = disk_bytes(&self.directory.damaged());
