@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::connection::{Plan, Report, StatusTopic};
 use self::link::{LinkError, Settings};
-use self::session::{End, Pacing, Subscriptions};
+use self::session::{End, Pacing, Subscriptions, Verdict};
 use self::subscriptions::SubscriptionFile;
 use self::url::Endpoint;
 use super::losses::Losses;
@@ -62,6 +62,7 @@ impl Keeper {
         let mut known = tokio::task::spawn_blocking(move || file.load()).await.unwrap_or_default();
         let mut losses = Losses::default();
         let mut pacing = Pacing::new();
+        let mut told = Told::default();
         if self.config.tls.as_ref().is_some_and(|tls| !tls.verify) {
             log::warn!(
                 "source {}: tls.verify = false: ANY certificate is accepted, anyone on the way can read and forge; for trials only",
@@ -81,7 +82,7 @@ impl Keeper {
             known = report.known;
             let client_id = client_id(&self.config, &self.agent_id, &self.board.name);
             let verdict = pacing.after(&report.end, report.connected, &client_id, random_fraction());
-            self.tell(&report.end, report.connected, &verdict);
+            self.tell(&report.end, report.connected, &verdict, &mut told);
             match report.end {
                 End::Stopped => break,
                 End::Held => self.wait_for_room(&outbox).await,
@@ -134,7 +135,7 @@ impl Keeper {
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    fn tell(&self, end: &End, connected: Option<Duration>, verdict: &session::Verdict) {
+    fn tell(&self, end: &End, connected: Option<Duration>, verdict: &Verdict, told: &mut Told) {
         if let Some((name, text)) = &verdict.alarm {
             if self.board.alarm(name, Some(text.clone())) {
                 log::error!("source {}: {text}", self.board.name);
@@ -146,11 +147,10 @@ impl Keeper {
                 self.board.error(text.clone());
             }
             let what = if connected.is_some() { "connection lost" } else { "cannot connect" };
-            log::warn!(
-                "source {}: {what}: {text}; trying again in {:.1} s",
-                self.board.name,
-                verdict.pause.as_secs_f64()
-            );
+            if told.is_news(&text) {
+                let (name, pause) = (&self.board.name, verdict.pause.as_secs_f64());
+                log::warn!("source {name}: {what}: {text}; trying again in {pause:.1} s (try {})", told.times);
+            }
         }
     }
 
@@ -168,6 +168,23 @@ impl Keeper {
                 return;
             }
         }
+    }
+}
+
+/// What was told last: a broker that is away for a week is told at the 1st, 2nd, 4th, 8th, ... try.
+#[derive(Debug, Default)]
+struct Told {
+    text: String,
+    times: u64,
+}
+
+impl Told {
+    fn is_news(&mut self, text: &str) -> bool {
+        if self.text != text {
+            *self = Self { text: text.to_owned(), times: 0 };
+        }
+        self.times += 1;
+        self.times.is_power_of_two()
     }
 }
 

@@ -172,6 +172,15 @@ async fn without_dedup_a_redelivery_is_stored_again() {
     assert_eq!(bench.values(), ["twice", "twice"]);
 }
 
+async fn acknowledged_unproven(client: &mut Client, pinged: &mut bool) {
+    loop {
+        match client.next_raw().await {
+            Packet::PingReq => *pinged = true,
+            packet => return assert_eq!(packet, Packet::PubAck(1)),
+        }
+    }
+}
+
 /// A PINGRESP proves that the broker has our PUBACK: what comes under the identifier afterwards is another message, even if
 /// it looks the same. Waits for one keep-alive interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,13 +188,16 @@ async fn a_ping_proves_acknowledgements() {
     let broker = Broker::start().await;
     let bench = bench(Mqtt { keep_alive: Span::secs(5), ..settings(&broker, 5, 1) });
     let mut client = broker.welcome(false, true).await;
+    // On a busy machine the ping may come early; it stays unanswered until the end.
+    let mut pinged = false;
     client.publish(1, 1, false, "21.5").await;
-    assert_eq!(client.next().await, Packet::PubAck(1));
-    // Not proven yet: a redelivery.
+    acknowledged_unproven(&mut client, &mut pinged).await;
     client.publish(1, 1, true, "21.5").await;
-    assert_eq!(client.next().await, Packet::PubAck(1));
+    acknowledged_unproven(&mut client, &mut pinged).await;
     assert_eq!(bench.values().len(), 1);
-    assert_eq!(client.next_raw().await, Packet::PingReq);
+    if !pinged {
+        assert_eq!(client.next_raw().await, Packet::PingReq);
+    }
     client.pong().await;
     client.publish(1, 1, true, "21.5").await;
     assert_eq!(client.next().await, Packet::PubAck(1));

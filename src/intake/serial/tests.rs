@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt;
 use tokio_serial::{SerialPort, SerialStream};
 
+use super::Reader;
+use super::icount::Counters;
 use crate::config::intake::{Body, Decode, JsonDecode, Serial};
 use crate::config::{ByteSize, Limit, Source, Span};
+use crate::intake::losses::Reason;
+use crate::intake::source::Input;
 use crate::intake::testing::Bench;
 use crate::record::{Flags, Kind};
 
@@ -205,4 +209,27 @@ async fn silence_is_an_alarm_until_something_comes() {
         }
     }
     assert!(ended, "{:?}", bench.source.status());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_counted_becomes_a_gap_record() {
+    let device = Device::new();
+    let bench = bench(device.settings());
+    let metrics = crate::metrics::IntakeMetrics::default().source("meter");
+    let board = crate::intake::source::Board::new("meter", "serial", metrics);
+    #[allow(clippy::disallowed_methods)]
+    let (inputs, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let (_stop, stop) = tokio::sync::watch::channel(false);
+    let mut reader = Reader::new(device.settings(), board.clone(), inputs, bench.outbox.held(), stop).unwrap();
+    reader.count_errors(Counters { parity: 2, ..Counters::default() });
+    reader.tell_losses();
+    reader.count_errors(Counters { overrun: 3, frame: 1, ..Counters::default() });
+    reader.tell_losses();
+    for expected in [Reason::LineErrors, Reason::Overrun] {
+        let Some(Input::Lost { reason, loss, .. }) = received.recv().await else { panic!("a loss expected") };
+        assert_eq!(reason, expected);
+        assert!(loss.count > 0 && !loss.counters.is_empty());
+    }
+    assert_eq!(board.metrics.line_errors.get(), 6);
+    assert!(board.status().last_error.unwrap().contains("overrun"));
 }
