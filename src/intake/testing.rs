@@ -45,6 +45,13 @@ impl Bench {
         Self { outbox, source, _directory: Some(directory) }
     }
 
+    /// The same in a directory that outlives it.
+    pub(super) fn at(directory: &std::path::Path, config: config::Source) -> Self {
+        let outbox = outbox(directory, |_| {});
+        let source = source(&outbox, config);
+        Self { outbox, source, _directory: None }
+    }
+
     /// Everything that is stored, in order. Holes are none of a source's business.
     pub(super) fn stored(&self) -> Vec<Stored> {
         let mut reader = self.outbox.reader();

@@ -3,6 +3,7 @@
 mod broker;
 mod limits;
 mod mosquitto;
+mod soak;
 
 use self::broker::{Broker, Client, Packet};
 use crate::config::intake::{Mqtt, Subscription};

@@ -11,7 +11,7 @@ use crate::intake::testing::Bench;
 use crate::record::Qos;
 
 /// A broker with its directory; ended when dropped.
-struct Mosquitto {
+pub(super) struct Mosquitto {
     directory: tempfile::TempDir,
     port: u16,
     settings: String,
@@ -30,7 +30,7 @@ fn free_port() -> u16 {
 
 impl Mosquitto {
     /// `listener`: lines of its configuration after `listener PORT 127.0.0.1`, `DIR` standing for its directory.
-    fn start(listener: &str) -> Self {
+    pub(super) fn start(listener: &str) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), listener)
     }
 
@@ -70,7 +70,7 @@ impl Mosquitto {
         self.child = Self::spawn(self.directory.path(), &self.settings, self.port);
     }
 
-    fn url(&self, scheme: &str) -> String {
+    pub(super) fn url(&self, scheme: &str) -> String {
         format!("{scheme}://localhost:{}", self.port)
     }
 
@@ -79,7 +79,7 @@ impl Mosquitto {
     }
 
     /// Publishes one message per line.
-    fn publish(&self, qos: u8, lines: &[String]) {
+    pub(super) fn publish(&self, qos: u8, lines: &[String]) {
         let mut child = Command::new(program("mosquitto_pub"))
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-t", "plant/a/line-1/telemetry", "-l"])
             .args(["-q", &qos.to_string()])
@@ -100,12 +100,12 @@ impl Drop for Mosquitto {
     }
 }
 
-fn settings(url: String, version: u8, qos: u8) -> Mqtt {
+pub(super) fn settings(url: String, version: u8, qos: u8) -> Mqtt {
     let subscribe = vec![Subscription { topic: "plant/#".to_owned(), qos }];
     Mqtt { url, version, subscribe, ..Mqtt::default() }
 }
 
-fn lines(from: u32, to: u32) -> Vec<String> {
+pub(super) fn lines(from: u32, to: u32) -> Vec<String> {
     (from..to).map(|number| format!("reading {number}")).collect()
 }
 
@@ -123,7 +123,7 @@ async fn arrives(bench: &Bench, broker: &Mosquitto, qos: u8, lines: &[String]) {
     assert_eq!(bench.values(), lines);
 }
 
-const OPEN: &str = "allow_anonymous true";
+pub(super) const OPEN: &str = "allow_anonymous true";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_quality_of_service_with_both_versions() {
