@@ -4,7 +4,7 @@
 //! to 17 values, is rewritten whole, and above a quarter of a segment goes to a file that sled never syncs; at most an
 //! eighth of a segment is inserted between two syncs, for a freed segment may be written over before what replaces it
 //! is on the medium. `flush()` of sled 0.34 is no fsync: we sync `db` ourselves, through a handle of our own.
-//! (Measured by replaying power cuts; docs/decisions/0103.)
+//! (Measured by replaying power cuts; docs/decisions/0201.)
 //!
 //! sled panics on some damage, so every call runs under `catch_unwind`; after a panic or error the database is never
 //! written again.

@@ -52,7 +52,7 @@ impl HeldBytes {
     }
 }
 
-/// Raw bytes of a generation, at most: decides memory (docs/decisions/0104).
+/// Raw bytes of a generation, at most: decides memory (docs/decisions/0202).
 const GENERATION_BYTES_MAX: u64 = 6 << 20;
 const GENERATION_BYTES_MIN: u64 = 1 << 20;
 const RESERVE_BYTES_MAX: u64 = 16 << 20;
