@@ -76,7 +76,8 @@ pub fn start(outbox: &Outbox, options: SourceOptions) -> Result<SourceHandle, St
     let board = Board::new(&name, config.type_name(), metrics);
     let progress = Progress::new(&format!("source-{name}"), STALL_AFTER);
     let (stop, stopped) = watch::channel(false);
-    // Bounded by the permits of `held_bytes_max` in what it carries; what carries none is a handful per connection.
+    // Bounded by the permits of `held_bytes_max` in what it carries; what carries none is at most one per packet
+    // identifier and message, and a handful per connection.
     #[allow(clippy::disallowed_methods)]
     let (inputs, received) = mpsc::unbounded_channel();
     let appender = outbox.appender(&SourceId::from(name.as_str()));

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::inlet::{Inlet, NoRoom};
 use super::link::{Event, Link, LinkError, Publish, Sender, Settings};
-use super::session::{AckBarrier, End, Subscriptions, all_held, shortfall};
+use super::session::{AckBarrier, End, Ids, Subscriptions, all_held, shortfall};
 use super::subscriptions::SubscriptionFile;
 use crate::intake::losses::Losses;
 use crate::intake::source::{Board, Input};
@@ -66,6 +66,8 @@ pub(super) struct Connection {
     plan: Plan,
     sender: Arc<Sender>,
     barrier: AckBarrier,
+    /// Identifiers of QoS 2 released on this connection and not taken again.
+    released: Ids,
     known: Subscriptions,
     /// What was known before this connection.
     loaded: Subscriptions,
@@ -117,6 +119,7 @@ pub(super) async fn run(plan: Plan, settings: Settings, known: Subscriptions, lo
         inlet,
         plan,
         barrier: AckBarrier::new(),
+        released: Ids::new(),
         loaded: known.clone(),
         known,
         connected_at: None,
@@ -192,12 +195,18 @@ impl Connection {
     fn event(&mut self, event: Event) {
         match event {
             Event::Publish(publish) => {
-                if publish.qos == Qos::AtLeastOnce {
-                    self.barrier.publish(publish.id);
+                match publish.qos {
+                    Qos::AtMostOnce => {}
+                    Qos::AtLeastOnce => self.barrier.publish(publish.id),
+                    Qos::ExactlyOnce => self.released.remove(publish.id),
                 }
                 self.message(publish);
             }
-            Event::Released(id) => self.inlet.send(Input::Control(Control::Released(vec![id]))),
+            // Once is enough until a message takes the identifier again: a broker cannot fill the queue with PUBRELs.
+            Event::Released(id) if self.released.insert(id) => {
+                self.inlet.send(Input::Control(Control::Released(vec![id])));
+            }
+            Event::Released(_) => {}
             Event::AckWritten(id) => self.barrier.ack_written(id),
             Event::PingWritten => self.barrier.ping_written(),
             Event::PingAnswered => {

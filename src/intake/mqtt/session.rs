@@ -83,23 +83,26 @@ pub(super) fn all_held(wanted: &[(String, Qos)], granted: &[Result<Qos, String>]
 
 /// Set of packet identifiers: 8 KiB whatever is in it.
 #[derive(Debug)]
-struct Ids {
+pub(super) struct Ids {
     words: Box<[u64; 1024]>,
     count: u32,
 }
 
 impl Ids {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { words: Box::new([0; 1024]), count: 0 }
     }
 
-    fn insert(&mut self, id: u16) {
+    /// Says whether it is new.
+    pub(super) fn insert(&mut self, id: u16) -> bool {
         let (word, bit) = (&mut self.words[usize::from(id >> 6)], 1u64 << (id & 63));
-        self.count += u32::from(*word & bit == 0);
+        let new = *word & bit == 0;
+        self.count += u32::from(new);
         *word |= bit;
+        new
     }
 
-    fn remove(&mut self, id: u16) {
+    pub(super) fn remove(&mut self, id: u16) {
         let (word, bit) = (&mut self.words[usize::from(id >> 6)], 1u64 << (id & 63));
         self.count -= u32::from(*word & bit != 0);
         *word &= !bit;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{
-    AsyncClient, ConnectionError, Event as WireEvent, EventLoop, LastWill, MqttOptions, MqttState, Outgoing, Packet,
-    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event as WireEvent, EventLoop, LastWill, MqttOptions, MqttState,
+    Outgoing, Packet, Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 
 use super::{Event, LinkError, OWN_IN_FLIGHT_MAX, QUEUE_MAX, Settings};
@@ -116,7 +116,16 @@ impl Link {
 
     fn error(&self, error: ConnectionError) -> LinkError {
         match error {
-            ConnectionError::ConnectionRefused(code) => LinkError::Refused(format!("{code:?}")),
+            ConnectionError::ConnectionRefused(code) => {
+                let hint = match code {
+                    ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                        "; look at username, password and client certificate"
+                    }
+                    ConnectReturnCode::BadClientId => "; look at client_id",
+                    _ => "",
+                };
+                LinkError::Refused(format!("{code:?}{hint}"))
+            }
             ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadSizeLimitExceeded(size))) => {
                 LinkError::TooLarge(size)
             }

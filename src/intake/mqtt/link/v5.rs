@@ -7,8 +7,8 @@ use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::Error as CodecError;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, DisconnectReasonCode, Filter, LastWill, Packet, PubAckReason, Publish, RetainForwardRule,
-    SubscribeReasonCode,
+    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, Packet, PubAckReason, Publish,
+    RetainForwardRule, SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event as WireEvent, EventLoop, MqttOptions, MqttState, StateError};
 
@@ -118,7 +118,7 @@ impl Link {
 
     fn error(&self, error: ConnectionError) -> LinkError {
         match error {
-            ConnectionError::ConnectionRefused(code) => LinkError::Refused(format!("{code:?}")),
+            ConnectionError::ConnectionRefused(code) => LinkError::Refused(refusal(code)),
             ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
                 if reason_code == DisconnectReasonCode::SessionTakenOver {
                     return LinkError::TakenOver;
@@ -168,6 +168,20 @@ impl Sender {
     pub(super) fn disconnect(&self) -> bool {
         self.0.try_disconnect().is_ok()
     }
+}
+
+fn refusal(code: ConnectReturnCode) -> String {
+    use ConnectReturnCode as Code;
+    let hint = match code {
+        Code::BadUserNamePassword | Code::NotAuthorized => "; look at username, password and client certificate",
+        Code::ClientIdentifierNotValid | Code::BadClientId => "; look at client_id",
+        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => "; try version = 3",
+        Code::RetainNotSupported | Code::QoSNotSupported | Code::TopicNameInvalid => {
+            "; it does not take our last will: set status_topic = \"off\" or another topic"
+        }
+        _ => "",
+    };
+    format!("{code:?}{hint}")
 }
 
 fn message(publish: Publish) -> super::Publish {
