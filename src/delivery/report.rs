@@ -19,6 +19,8 @@ struct Inner {
     /// One alarm per kind; what is cured takes its own away.
     alarms: BTreeMap<&'static str, String>,
     last_logged: String,
+    /// That the cluster is waited for was said since the last commit.
+    told_waiting: bool,
 }
 
 fn now() -> String {
@@ -34,7 +36,14 @@ impl Report {
             guarantee: guarantee.to_owned(),
             ..DeliveryStatus::default()
         };
-        Self { inner: Mutex::new(Inner { status, alarms: BTreeMap::new(), last_logged: String::new() }) }
+        Self {
+            inner: Mutex::new(Inner {
+                status,
+                alarms: BTreeMap::new(),
+                last_logged: String::new(),
+                told_waiting: false,
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -63,6 +72,7 @@ impl Report {
         inner.status.records += records;
         inner.status.last_commit_at = Some(now());
         inner.last_logged.clear();
+        inner.told_waiting = false;
     }
 
     /// Raises or takes away the alarm of a kind.
@@ -91,8 +101,13 @@ impl Report {
         inner.status.last_error = Some(format!("{} {text}", now()));
         let first_time = inner.last_logged != text;
         inner.last_logged.clone_from(&text);
+        let tell_waiting = matches!(error, SinkError::Retry(_)) && phase == "initialising" && !inner.told_waiting;
+        inner.told_waiting |= tell_waiting;
         drop(inner);
         match error {
+            SinkError::Retry(_) if tell_waiting => {
+                log::info!("waiting for the Kafka cluster ({text}); readings are kept in the outbox");
+            }
             _ if !first_time => log::debug!("{phase}: {text}"),
             SinkError::Retry(_) => log::debug!("{phase}: {text}"),
             SinkError::Recycle { .. } => {

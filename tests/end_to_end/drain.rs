@@ -34,7 +34,8 @@ struct Drain {
 impl Drain {
     fn new(name: &str) -> Self {
         // RUST_LOG shows what the drain says.
-        let _ = env_logger::try_init();
+        let environment = env_logger::Env::default().default_filter_or("off");
+        let _ = env_logger::Builder::from_env(environment).try_init();
         let unique = format!("{name}-{:08x}", getrandom::u32().unwrap());
         create_topic(shared(), &format!("{unique}.data"), 3);
         let mut drain = Self {

@@ -261,6 +261,7 @@ impl Kafka {
 
     /// Notes the partitions that these items may be in.
     pub(super) fn collect_suspects(&mut self, items: &[Item]) -> Result<(), SinkError> {
+        self.suspect_dead_letters()?;
         let mut buffer = String::new();
         for item in items {
             let Item::Reading(stored) = item else { continue };
@@ -280,6 +281,23 @@ impl Kafka {
                 self.suspects.partitions.entry(topic.to_owned()).or_default().insert(partition);
             }
         }
+        Ok(())
+    }
+
+    /// Without a complete list of hints every partition of the dead-letter topic may hold a record in doubt.
+    fn suspect_dead_letters(&mut self) -> Result<(), SinkError> {
+        let Some(topic) = self.dead_letter_topic().filter(|topic| !self.suspects.counts.contains_key(topic)) else {
+            return Ok(());
+        };
+        let count = match self.hints.complete() {
+            true => None,
+            false => match self.ask_partitions_of_suspect(&topic)? {
+                Some(slot) => Some(self.live()?.topics.partitions(slot)),
+                None => None,
+            },
+        };
+        self.suspects.partitions.entry(topic.clone()).or_default().extend(0..count.unwrap_or(0));
+        self.suspects.counts.insert(topic, count);
         Ok(())
     }
 
