@@ -34,11 +34,9 @@ pub(super) struct Fp {
 }
 
 impl Fp {
-    /// 16 bytes incarnation, 8 sequence, 8 segment, 1 kind, 1 flags.
+    /// 16 bytes incarnation, 8 sequence, 8 segment, 1 kind, 1 flags. Later versions may append.
     pub(super) fn parse(header: &[u8]) -> Option<Self> {
-        if header.len() != 34 {
-            return None;
-        }
+        let header: &[u8; 34] = header.first_chunk()?;
         let incarnation = header[..16].try_into().ok()?;
         let sequence = u64::from_be_bytes(header[16..24].try_into().ok()?);
         Some(Self { incarnation, sequence, kind: Kind::from_number(header[32])? })
