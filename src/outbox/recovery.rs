@@ -12,6 +12,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -161,7 +162,8 @@ struct Recovery {
 /// Opens the outbox below `state_dir`.
 pub(super) fn open(state_dir: &Path, agent: &str, sizes: Sizes) -> Result<(Opened, StateFile), OpenError> {
     let path = state_dir.join("outbox");
-    fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+    // Readings are nobody else's business. A directory that is there keeps the mode its owner gave it.
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(&path).map_err(io_error("create", &path))?;
     let lock = lock(state_dir)?;
     refuse_foreign(&path, agent)?;
     let directory = Directory::new(path.clone());

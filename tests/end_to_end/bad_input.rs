@@ -1,5 +1,7 @@
 //! What is sent, configured or plugged in wrongly: a clear error or a visible record, and nothing accepted is lost.
 
+use std::os::unix::fs::PermissionsExt;
+
 use fieldpost::demo::brokers::process::Signal;
 use fieldpost::demo::brokers::{MosquittoOptions, free_port};
 
@@ -182,7 +184,7 @@ fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() {
 }
 
 #[test]
-fn the_endpoints_answer() {
+fn the_endpoints_answer_and_the_state_directory_is_private() {
     let mut rig = Rig::new("endpoints");
     let mosquitto = rig.mosquitto(&MosquittoOptions::default());
     rig.mqtt_source("plant", mosquitto.port(), 1, "");
@@ -200,5 +202,7 @@ fn the_endpoints_answer() {
     for text in ["fieldpost_source_accepted_total{source=\"plant\"} 100", "fieldpost_outbox_records", "# EOF"] {
         assert!(metrics.contains(text), "{text} is not in:\n{metrics}");
     }
+    let mode = std::fs::metadata(rig.agent.state_dir()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o007, 0, "others may look into the state directory");
     rig.finish(&mut publisher);
 }
