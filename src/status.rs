@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use ask::ask;
+pub use ask::{ask, ask_port};
 pub use table::{summary, table};
 
 /// The outbox. Sequences are inclusive, except `next`.

@@ -108,7 +108,7 @@ fn report(outcome: &Outcome) -> String {
         row("catch-up", format!("{} readings in {:.1} s after Kafka was back", outcome.backlog, time.as_secs_f64()));
     }
     for example in &verdict.examples {
-        row("", example.clone());
+        row("fault", example.clone());
     }
     if let Some(dir) = &outcome.kept {
         row("files", dir.display().to_string());

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::DemoError;
 use super::brokers::{Process, free_port};
-use crate::agent::health::SOCKET;
 use crate::status::{self, Status};
 
 /// What goes into its configuration.
@@ -30,7 +29,6 @@ pub(super) struct Setting<'a> {
 #[derive(Debug)]
 pub(super) struct Daemon {
     config: PathBuf,
-    socket: PathBuf,
     log: PathBuf,
     http_port: u16,
     process: Option<Process>,
@@ -43,8 +41,7 @@ impl Daemon {
         let config = setting.dir.join("fieldpost.toml");
         let text = configuration(setting, http_port);
         std::fs::write(&config, text).map_err(|error| DemoError::io("writing the configuration", error))?;
-        let socket = setting.dir.join("state").join(SOCKET);
-        Ok(Self { config, socket, log: setting.dir.join("fieldpost.log"), http_port, process: None })
+        Ok(Self { config, log: setting.dir.join("fieldpost.log"), http_port, process: None })
     }
 
     pub(super) fn http_port(&self) -> u16 {
@@ -81,7 +78,7 @@ impl Daemon {
         if let Some(ended) = process.ended() {
             return Err(process.failed(format!("the daemon ended by itself ({ended})")).into());
         }
-        Ok(status::ask(&self.socket).ok())
+        Ok(status::ask_port(self.http_port).ok())
     }
 }
 

@@ -209,7 +209,9 @@ impl Play {
         self.stage.daemon.start()?;
         self.watch("the daemon to answer after its restart", LIMIT, |play| play.status.is_some())?;
         let status = self.status.as_ref().map_or(0, |status| status.outbox.records);
-        self.screen.tell(&format!("the daemon is up again and finds {status} readings on disk"));
+        self.screen.tell(&format!(
+            "the daemon is up again and finds {status} readings on disk; the ledger will tell which are delivered"
+        ));
         Ok(())
     }
 

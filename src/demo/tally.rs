@@ -22,6 +22,13 @@ pub(super) struct Record {
     pub value: Vec<u8>,
 }
 
+impl Record {
+    fn at(&self) -> String {
+        let (topic, partition, offset) = &self.place;
+        format!("{topic}[{partition}] offset {offset}")
+    }
+}
+
 /// The header `fp` (see docs/consumers.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fp {
@@ -154,7 +161,7 @@ fn reading(pages: &Pages, record: &Record, seen: &mut BTreeMap<String, Seen>, ve
         verdict.strange += 1;
         verdict.example(|| {
             let value = String::from_utf8_lossy(&record.value[..record.value.len().min(120)]).into_owned();
-            format!("no device issued this: {:?} {value}", record.place)
+            format!("no device issued this: {} {value}", record.at())
         });
         return;
     };
@@ -167,12 +174,11 @@ fn reading(pages: &Pages, record: &Record, seen: &mut BTreeMap<String, Seen>, ve
             verdict.published_twice += 1;
         } else {
             verdict.duplicated += 1;
-            verdict.example(|| format!("delivered twice: {device} {counter} at {:?}", record.place));
+            verdict.example(|| format!("delivered twice: {device} {counter} at {}", record.at()));
         }
     } else if counter < of_device.highest {
         verdict.reordered += 1;
-        verdict
-            .example(|| format!("out of order: {device} {counter} after {} at {:?}", of_device.highest, record.place));
+        verdict.example(|| format!("out of order: {device} {counter} after {} at {}", of_device.highest, record.at()));
     } else {
         of_device.highest = counter;
     }
@@ -212,7 +218,7 @@ impl Accounts {
     fn enter(&mut self, record: &Record, verdict: &mut Verdict) {
         let Some(fp) = record.fp else {
             verdict.sequence_faults += 1;
-            verdict.example(|| format!("no proper fp header: {:?}", record.place));
+            verdict.example(|| format!("no proper fp header: {}", record.at()));
             return;
         };
         let mut range = (fp.sequence, fp.sequence);
