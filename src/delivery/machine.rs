@@ -321,6 +321,11 @@ impl Machine {
         match error {
             // Only a commit is repeated inside a transaction; before one, the whole step is.
             SinkError::Retry(_) => match self.state {
+                State::Committing { since } if sent.is_some() && now - since > self.commit_patience() => {
+                    self.unclean = true;
+                    let until = now + self.recycle_delay(RecycleReason::Error);
+                    self.recycle(RecycleReason::Error, until, now)
+                }
                 State::Committing { .. } if sent.is_some() => {
                     self.span = sent;
                     Action::Commit
@@ -369,6 +374,12 @@ impl Machine {
                 self.halt(reason)
             }
         }
+    }
+
+    /// The coordinator has ended a transaction of this age one way or the other: a commit that still only asks to be
+    /// called again hangs in the client, and the ledger knows the outcome.
+    fn commit_patience(&self) -> Duration {
+        self.limits.transaction_timeout + self.limits.message_timeout
     }
 
     /// Fenced after most of the transaction time-out: it was the coordinator's clock, not another instance.

@@ -92,6 +92,19 @@ fn a_retriable_commit_is_called_again_and_nothing_else_is() {
 }
 
 #[test]
+fn a_commit_that_hangs_past_every_time_out_is_left_to_the_ledger() {
+    let (mut m, now) = (machine(), Instant::now());
+    idle(&mut m, now);
+    m.on(Event::Ready, now);
+    m.on(Event::Sent(span(1, 10), 100), now);
+    let retry = || Event::Failed(SinkError::Retry("retry call to resume".into()), None);
+    assert_eq!(m.on(retry(), now + 24 * S), Action::Commit);
+    assert_eq!(m.on(retry(), now + 26 * S), Action::Close);
+    assert!(m.unclean());
+    assert_eq!(m.limits().bytes, 2 << 20, "nothing says that the batch was too large");
+}
+
+#[test]
 fn every_failure_inside_a_transaction_replaces_the_client_and_is_unclean() {
     for reason in [RecycleReason::Time, RecycleReason::Fenced, RecycleReason::Error] {
         let (mut m, now) = (machine(), Instant::now());
