@@ -123,6 +123,7 @@ impl Keeper {
             stop: self.stop.clone(),
             drop_retained: config.retained == Retained::Drop,
             decoded: config.mapping.decode != Decode::None,
+            receive_maximum: usize::from(config.receive_maximum),
             status,
         }
     }

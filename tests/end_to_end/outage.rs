@@ -213,3 +213,16 @@ fn mosquitto_restarts_and_forgets_everything() {
     }
     rig.finish(&mut publisher);
 }
+
+/// mosquitto 2.0.11 sends a whole backlog once the first of it are acknowledged, whatever our receive maximum is, and takes
+/// packet identifiers again that are still in use.
+#[test]
+fn a_backlog_has_more_messages_than_there_are_packet_identifiers() {
+    let mut rig = Rig::new("large_backlog");
+    let (_mosquitto, mut publisher) = with_mqtt(&mut rig);
+    rig.start();
+    rig.agent.stop();
+    publisher.publish(&devices(50), 1, 150_000);
+    rig.start();
+    rig.finish(&mut publisher);
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::inlet::{Inlet, NoRoom};
+use super::inlet::{Answers, Inlet, NoRoom};
 use super::link::{Event, Link, LinkError, Publish, Sender, Settings};
 use super::session::{AckBarrier, End, Ids, Subscriptions, all_held, shortfall};
 use super::subscriptions::SubscriptionFile;
@@ -21,6 +21,8 @@ const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 /// For what is held to be stored and acknowledged before leaving for want of room. A full outbox takes longer: then the
 /// source leaves all the same.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+/// How often something is read from the link while as many messages are open as may be: pings and acknowledgements go on.
+const CROWDED_TURN: Duration = Duration::from_millis(500);
 /// A refused subscription is tried again this often.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
 /// A session of this length ends the alarms that speak of short ones.
@@ -46,6 +48,8 @@ pub(super) struct Plan {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) drop_retained: bool,
     pub(super) decoded: bool,
+    /// Messages of QoS 1 and 2 that may be open at a time.
+    pub(super) receive_maximum: usize,
     pub(super) status: Option<StatusTopic>,
 }
 
@@ -64,7 +68,8 @@ pub(super) struct Report {
 /// One connection. See the module's description.
 pub(super) struct Connection {
     plan: Plan,
-    sender: Arc<Sender>,
+    sender: Sender,
+    answers: Arc<Answers>,
     barrier: AckBarrier,
     /// Identifiers of QoS 2 released on this connection and not taken again.
     released: Ids,
@@ -103,12 +108,13 @@ pub(super) async fn run(plan: Plan, settings: Settings, known: Subscriptions, lo
     // Secrets are needed no longer than this.
     drop(settings);
     let now = Instant::now();
-    let sender = Arc::new(link.sender());
+    let sender = link.sender();
+    let answers = Arc::new(Answers::new(sender.clone()));
     let inlet = Inlet {
         board: plan.board.clone(),
         inputs: plan.inputs.clone(),
         held: plan.held.clone(),
-        sender: sender.clone(),
+        answers: answers.clone(),
         drop_retained: plan.drop_retained,
         decoded: plan.decoded,
         losses,
@@ -116,6 +122,7 @@ pub(super) async fn run(plan: Plan, settings: Settings, known: Subscriptions, lo
     };
     let mut connection = Connection {
         sender,
+        answers,
         inlet,
         plan,
         barrier: AckBarrier::new(),
@@ -155,6 +162,7 @@ impl Connection {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.plan.stop.clone();
         loop {
+            self.answers.below(self.plan.receive_maximum, CROWDED_TURN).await;
             // The future is not safe to cancel: it is polled until it is done, whatever else happens meanwhile.
             let event = {
                 let mut next = std::pin::pin!(link.next());
@@ -233,7 +241,6 @@ impl Connection {
         let board = &self.plan.board;
         self.connected_at = Some(Instant::now());
         board.metrics.connects.inc();
-        board.state("up");
         log::info!("source {}: connected, session {}", board.name, if session_present { "resumed" } else { "new" });
         if !session_present {
             if !self.known.filters.is_empty() {
@@ -249,6 +256,7 @@ impl Connection {
             self.sender.subscribe(&self.plan.wanted);
         } else {
             self.granted = true;
+            board.state("up");
             self.birth();
         }
         if session_present {
@@ -271,6 +279,8 @@ impl Connection {
                 None => log::info!("source {}: all subscriptions are granted now", self.plan.board.name),
             }
         }
+        // Not before: what is published to a new session without subscriptions reaches nobody.
+        self.plan.board.state("up");
         self.granted = all_held(&self.plan.wanted, granted);
         self.subscribe_again = (!self.granted).then(Instant::now);
         self.birth();

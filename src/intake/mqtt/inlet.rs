@@ -1,9 +1,11 @@
 //! From a PUBLISH to an input of the stage, with a permit for its bytes, or a decision what becomes of it without one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytestring::ByteString;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::link::{Publish, Sender};
 use crate::clock;
@@ -14,9 +16,46 @@ use crate::outbox::HeldBytes;
 use crate::promise::Durable;
 use crate::record::{MqttOrigin, Qos};
 
-impl Acknowledge for Sender {
+/// The way back for the acknowledgements of one connection; counts what is handed on and not yet acknowledged.
+#[derive(Debug)]
+pub(super) struct Answers {
+    sender: Sender,
+    open: AtomicUsize,
+    acknowledged: Notify,
+}
+
+impl Answers {
+    pub(super) fn new(sender: Sender) -> Self {
+        Self { sender, open: AtomicUsize::new(0), acknowledged: Notify::new() }
+    }
+
+    /// Waits until fewer than `limit` messages are open, at most `within`.
+    ///
+    /// A broker may send more than our receive maximum: mosquitto 2.0.11 (Debian 12) sends a whole backlog once the first of
+    /// it are acknowledged, more than 65,535 messages if it has them, and so takes packet identifiers again that are still
+    /// in use. A redelivery under such an identifier cannot be recognised. What is not read stays in the socket, and the
+    /// broker waits.
+    pub(super) async fn below(&self, limit: usize, within: Duration) {
+        let wait = async {
+            while self.open.load(Ordering::SeqCst) >= limit {
+                let acknowledged = self.acknowledged.notified();
+                if self.open.load(Ordering::SeqCst) >= limit {
+                    acknowledged.await;
+                }
+            }
+        };
+        if self.open.load(Ordering::SeqCst) >= limit {
+            // Passing the limit now and then keeps pings and acknowledgements going while the outbox takes nothing.
+            let _ = tokio::time::timeout(within, wait).await;
+        }
+    }
+}
+
+impl Acknowledge for Answers {
     fn acknowledge(&self, id: u16, qos: Qos, _proof: &Durable) -> bool {
-        Self::acknowledge(self, id, qos)
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.acknowledged.notify_one();
+        self.sender.acknowledge(id, qos)
     }
 }
 
@@ -26,7 +65,7 @@ pub(super) struct Inlet {
     pub(super) inputs: mpsc::UnboundedSender<Input>,
     pub(super) held: HeldBytes,
     /// Where acknowledgements go: the connection that brings the messages, and no other.
-    pub(super) sender: Arc<Sender>,
+    pub(super) answers: Arc<Answers>,
     pub(super) drop_retained: bool,
     pub(super) decoded: bool,
     /// QoS 0 messages dropped and not yet told.
@@ -57,8 +96,10 @@ impl Inlet {
         };
         self.tell_losses();
         let Publish { topic, payload, qos, id, dup, retain, content_type } = publish;
-        let from = &self.sender;
-        let delivery = (!best_effort).then(|| Delivery { id, qos, dup, from: from.clone() });
+        let delivery = (!best_effort).then(|| {
+            self.answers.open.fetch_add(1, Ordering::SeqCst);
+            Delivery { id, qos, dup, from: self.answers.clone() }
+        });
         let received = Received { payload, at, mqtt: Some(MqttOrigin { topic, qos, retain, dup }), content_type };
         self.send(if retain && self.drop_retained {
             Input::Unwanted { received, delivery, held }
