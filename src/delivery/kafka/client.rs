@@ -221,7 +221,7 @@ impl Client {
         let conf = configuration(settings, counter)?;
         let mut error = [0 as c_char; ERROR_TEXT_BYTES];
         // SAFETY: rd_kafka_new takes the configuration over on success and leaves it to us on failure. The main queue's
-        // reference is released by the event thread.
+        // reference is released by `destroy`.
         let (native, queue) = unsafe {
             let native =
                 sys::rd_kafka_new(sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, conf, error.as_mut_ptr(), error.len());
@@ -442,7 +442,7 @@ fn native_headers(list: &HeaderList) -> *mut sys::rd_kafka_headers_t {
 #[allow(unsafe_code)]
 fn serve_events(queue: &Handle<sys::rd_kafka_queue_t>, shared: &Shared) {
     while !shared.stop.load(Ordering::Acquire) {
-        // SAFETY: this thread owns a reference of the queue until it releases it below; an event is ours until destroyed.
+        // SAFETY: `destroy` releases the queue only after it joined this thread; an event is ours until destroyed.
         unsafe {
             let event = sys::rd_kafka_queue_poll(queue.0, 500);
             if event.is_null() {
@@ -471,8 +471,6 @@ fn serve_events(queue: &Handle<sys::rd_kafka_queue_t>, shared: &Shared) {
             sys::rd_kafka_event_destroy(event);
         }
     }
-    // SAFETY: the last use of the reference that `Client::new` took.
-    unsafe { sys::rd_kafka_queue_destroy(queue.0) };
 }
 
 /// # Safety
@@ -520,6 +518,10 @@ impl Drop for Client {
             // Nobody listens any more if it took too long.
             let _ = done.send(());
         });
+        if spawned.is_err() {
+            // The client lives on without an owner, and its threads count into `shared`.
+            std::mem::forget(self.shared.clone());
+        }
         if spawned.is_err() || ended.recv_timeout(DESTROY_WITHIN).is_err() {
             self.shared.events.abandoned();
         }
@@ -534,18 +536,16 @@ fn destroy(
     thread: Option<JoinHandle<()>>,
 ) {
     shared.stop.store(true, Ordering::Release);
-    // SAFETY: the event thread holds its queue reference until it is joined (if it never started, the reference is
-    // ours). After the join nothing else uses the client; `shared` lives until after rd_kafka_destroy, which ends the
-    // threads that call the interceptor.
+    // SAFETY: the queue is released here alone, after the join: the event thread may end of itself between the store above
+    // and the yield. After the join nothing else uses the client; `shared` lives until after rd_kafka_destroy, which ends
+    // the threads that call the interceptor.
     unsafe {
-        match thread {
-            Some(thread) => {
-                sys::rd_kafka_queue_yield(queue.0);
-                // A panic of the event thread was reported by the hook; the client has to go all the same.
-                let _ = thread.join();
-            }
-            None => sys::rd_kafka_queue_destroy(queue.0),
+        if let Some(thread) = thread {
+            sys::rd_kafka_queue_yield(queue.0);
+            // A panic of the event thread was reported by the hook; the client has to go all the same.
+            let _ = thread.join();
         }
+        sys::rd_kafka_queue_destroy(queue.0);
         sys::rd_kafka_purge(native.0, (sys::RD_KAFKA_PURGE_F_QUEUE | sys::RD_KAFKA_PURGE_F_INFLIGHT) as c_int);
         sys::rd_kafka_destroy(native.0);
     }
