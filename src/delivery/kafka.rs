@@ -237,6 +237,14 @@ impl Sink for Kafka {
     }
 
     fn prepare(&mut self, items: &[Item], context: &SendContext<'_>, open: bool) -> Result<(), SinkError> {
+        if !open {
+            let topic = self.config.ledger_topic.clone();
+            let slot = self.topic(&topic, Purpose::Ledger)?;
+            let Self { live, agent_id, .. } = self;
+            if let Some(live) = live {
+                live.topics.target(slot, agent_id.as_bytes());
+            }
+        }
         self.route(items, context, open)
     }
 
@@ -251,10 +259,11 @@ impl Sink for Kafka {
     }
 
     fn finish(&mut self, ledger: &LedgerRecord) -> Result<(), SinkError> {
-        let topic = self.config.ledger_topic.clone();
-        let slot = self.topic(&topic, Purpose::Ledger)?;
-        let Self { live, agent_id, progress, .. } = self;
+        let Self { live, agent_id, progress, config, .. } = self;
         let live = live.as_mut().ok_or_else(|| SinkError::Retry("there is no client".to_owned()))?;
+        // Only `prepare` asks the cluster: an answer missed here would leave a transaction open without its ledger record.
+        let slot = live.topics.slot(&config.ledger_topic);
+        let slot = slot.ok_or_else(|| SinkError::Fatal("a transaction without `prepare`; please report this".to_owned()))?;
         live.finish(slot, agent_id, ledger, progress)
     }
 

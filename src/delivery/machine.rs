@@ -317,6 +317,13 @@ impl Machine {
     }
 
     fn failed(&mut self, error: SinkError, sent: Option<(Span, usize)>, now: Instant) -> Action {
+        // What was sent without its ledger record can be neither repeated nor committed.
+        let error = match error {
+            SinkError::Retry(text) | SinkError::Blocked(text) if sent.is_some() => {
+                SinkError::Recycle { reason: RecycleReason::Error, text }
+            }
+            other => other,
+        };
         let sent = sent.or(self.span.take());
         match error {
             // Only a commit is repeated inside a transaction; before one, the whole step is.

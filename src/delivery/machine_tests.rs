@@ -229,3 +229,24 @@ fn back_off_grows_while_nothing_is_committed_and_connecting_is_repeated_for_ever
         assert_eq!(fresh.on(Event::Tick, now), Action::Connect);
     }
 }
+
+#[test]
+fn what_was_sent_without_its_ledger_record_is_never_committed() {
+    for error in [SinkError::Retry("asked to repeat".into()), SinkError::Blocked("no disk".into())] {
+        let (mut m, now) = (machine(), Instant::now());
+        idle(&mut m, now);
+        assert_eq!(m.on(Event::Ready, now), Action::Transact);
+        assert_eq!(m.on(Event::Failed(error.clone(), Some((span(1, 10), 100))), now), Action::Close, "{error:?}");
+        assert!(m.unclean(), "{error:?}");
+        // Before anything was sent the same errors only wait.
+        idle_again(&mut m, now);
+        assert_eq!(m.on(Event::Ready, now), Action::Transact);
+        assert!(matches!(m.on(Event::Failed(error, None), now), Action::WaitUntil(_)));
+        assert_eq!((m.phase(), m.unclean()), ("idle", false));
+    }
+}
+
+fn idle_again(machine: &mut Machine, now: Instant) {
+    assert!(matches!(machine.on(Event::Closed, now), Action::WaitUntil(_)));
+    idle(machine, now);
+}

@@ -269,17 +269,18 @@ impl Live {
     /// One slice of the commit.
     pub(super) fn commit(&mut self, slice: Duration, metrics: &DeliveryMetrics) -> Result<Receipt, SinkError> {
         let since = Instant::now();
-        let result = self.client.commit(slice);
         let Some(transaction) = &mut self.transaction else {
             return Err(SinkError::Fatal("a commit without a transaction; please report this".to_owned()));
         };
+        // Before the call: what is committed without its ledger record would be sent again.
+        let Some((incarnation, upto)) = transaction.position else {
+            return Err(SinkError::Fatal("a commit without its ledger record; please report this".to_owned()));
+        };
+        let result = self.client.commit(slice);
         transaction.commit_took += since.elapsed();
         if let Err(error) = result {
             return Err(self.failure_of("commit", &error));
         }
-        let Some((incarnation, upto)) = transaction.position else {
-            return Err(SinkError::Fatal("a commit without its ledger record; please report this".to_owned()));
-        };
         let (first_at, acknowledged) = self.client.with_reports(|reports| (reports.first_at, reports.acknowledged));
         let until_first = first_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(transaction.began));
         // A commit that returned success has flushed: every message was reported. Less would be a hole in the accounts.
