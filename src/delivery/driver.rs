@@ -32,6 +32,8 @@ pub(super) const TRANSACTION_SEQUENCES_MAX: u64 = 50_000;
 const STREAM_FOR: Duration = Duration::from_secs(1);
 /// An idle loop turns at least this often.
 const IDLE_TURN: Duration = Duration::from_secs(1);
+/// A commit under way gets this long when the daemon stops; the next start learns from the ledger what came of it.
+const STOP_COMMIT_WITHIN: Duration = Duration::from_secs(4);
 /// One slice of a commit.
 const COMMIT_SLICE: Duration = Duration::from_secs(2);
 /// No single step but those of librdkafka may take longer without a beat.
@@ -72,6 +74,7 @@ pub(crate) struct Driver<S, F> {
     first_waiting: Option<Instant>,
     /// Records handed over in the transaction under way.
     sending: u64,
+    stopping_since: Option<Instant>,
 }
 
 /// What one transaction holds so far.
@@ -118,6 +121,7 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             previous_upto: None,
             first_waiting: None,
             sending: 0,
+            stopping_since: None,
         }
     }
 
@@ -136,9 +140,13 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         self.end();
     }
 
-    /// A transaction under way is finished first; its commit ends by its own time-outs.
-    fn should_end(&self, action: Action) -> bool {
-        self.stop.load(Ordering::Acquire) && !matches!(action, Action::Transact | Action::Commit)
+    /// A transaction under way is finished first, if the cluster answers in time.
+    fn should_end(&mut self, action: Action) -> bool {
+        if !self.stop.load(Ordering::Acquire) {
+            return false;
+        }
+        let since = *self.stopping_since.get_or_insert_with(Instant::now);
+        !matches!(action, Action::Transact | Action::Commit) || since.elapsed() >= STOP_COMMIT_WITHIN
     }
 
     fn perform(&mut self, action: Action) -> Event {
@@ -190,7 +198,9 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             Decision::Hold(alarm) => return Ok(Some(alarm)),
             Decision::Resume(resume) => resume,
         };
-        let visible = if resume.in_doubt { self.read_tails(&resume, &identity.known)? } else { Visible::default() };
+        let visible = if resume.in_doubt { self.read_tails(&resume, &identity.known) } else { Ok(Visible::default()) };
+        self.protect_nothing();
+        let visible = visible?;
         for change in &resume.changes {
             self.change_identity(change.clone())?;
         }
@@ -212,7 +222,7 @@ impl<S: Sink, F: Feed> Driver<S, F> {
     }
 
     fn read_tails(&mut self, resume: &Resume, ours: &[Incarnation]) -> Result<Visible, SinkError> {
-        let doubt = if resume.all_partitions { Doubt::SinceHints } else { Doubt::Suspects };
+        let mut doubt = if resume.all_partitions { Doubt::SinceHints } else { Doubt::Suspects };
         let last = Sequence(resume.after.0.saturating_add(TRANSACTION_SEQUENCES_MAX));
         self.feed.protect(resume.after.next(), last);
         let mut after = resume.after;
@@ -223,6 +233,10 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             let batch = self.feed.batch_after(after, budget).map_err(|error| SinkError::Blocked(error.to_string()))?;
             let Some(item) = batch.items.last() else { break };
             after = item.last();
+            if batch.items.iter().any(|item| matches!(item, Item::Hole(_))) {
+                // What was dropped may have been sent before: nothing tells any more to which partition.
+                doubt = Doubt::SinceHints;
+            }
             self.sink.suspect(&batch.items)?;
         }
         let visible = self.sink.tails(doubt, ours, resume.after)?;
@@ -279,7 +293,13 @@ impl<S: Sink, F: Feed> Driver<S, F> {
     fn transact(&mut self) -> Event {
         self.progress.phase("sending", STALL_AFTER);
         let mut open = None;
-        match self.fill(&mut open) {
+        let filled = self.fill(&mut open);
+        // From here on only what was sent: the cluster may be away for days, and `drop_oldest` needs the rest.
+        match filled.as_ref().ok().and_then(Option::as_ref).or(open.as_ref()) {
+            Some(open) => self.feed.protect(open.span.first, open.span.last),
+            None => self.protect_nothing(),
+        }
+        match filled {
             Ok(Some(open)) => {
                 self.sending = open.sent;
                 Event::Sent(open.span, open.bytes)
@@ -287,6 +307,10 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             Ok(None) => Event::Failed(SinkError::Retry("nothing to send".to_owned()), None),
             Err(error) => Event::Failed(error, open.map(|open| (open.span, open.bytes))),
         }
+    }
+
+    fn protect_nothing(&self) {
+        self.feed.protect(Sequence(1), Sequence(0));
     }
 
     fn fill(&mut self, open: &mut Option<Open>) -> Result<Option<Open>, SinkError> {
@@ -325,7 +349,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             self.sink.send(&items, &context)?;
             self.progress.beat();
             let last = so_far.span.last;
-            if !may_stream || since.elapsed() >= STREAM_FOR || self.stop.load(Ordering::Acquire) {
+            let may_go_on = may_stream && since.elapsed() < STREAM_FOR && !self.stop.load(Ordering::Acquire);
+            if !may_go_on || !self.sink.keeps_up(since + STREAM_FOR)? {
                 break;
             }
             batch = self.read(last, budget)?;
@@ -411,7 +436,7 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         };
         let upto = receipt.committed.upto();
         self.feed.trim_through(receipt.committed);
-        self.feed.protect(Sequence(1), Sequence(0));
+        self.protect_nothing();
         self.visible.forget_through(receipt.committed.incarnation(), upto);
         self.position = upto;
         self.previous_upto = Some(upto);

@@ -258,6 +258,10 @@ impl Sink for Kafka {
         live.send(items, encoder, &config.dead_letter_topic, context, progress)
     }
 
+    fn keeps_up(&mut self, until: Instant) -> Result<bool, SinkError> {
+        self.live()?.keeps_up(until)
+    }
+
     fn finish(&mut self, ledger: &LedgerRecord) -> Result<(), SinkError> {
         let Self { live, agent_id, progress, config, .. } = self;
         let live = live.as_mut().ok_or_else(|| SinkError::Retry("there is no client".to_owned()))?;

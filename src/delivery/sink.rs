@@ -1,6 +1,6 @@
 //! What the drain asks of the cluster, and how a refusal is told: by what the caller has to do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::delivery::encode::DeadReason;
 use crate::delivery::ledger::LedgerRecord;
@@ -157,6 +157,10 @@ pub(crate) trait Sink {
 
     /// Hands over the items that were prepared last. May wait for room.
     fn send(&mut self, items: &[Item], context: &SendContext<'_>) -> Result<(), SinkError>;
+
+    /// Waits until all but what was sent last is acknowledged; `false` if it is not by then. A transaction must not grow on
+    /// a link that cannot keep up: it would outlive its time-out.
+    fn keeps_up(&mut self, until: Instant) -> Result<bool, SinkError>;
 
     /// Hands over the ledger record, last.
     fn finish(&mut self, ledger: &LedgerRecord) -> Result<(), SinkError>;

@@ -401,6 +401,13 @@ impl Client {
         look(&self.shared.reports())
     }
 
+    /// Waits until the reports are as wanted; whether they are.
+    pub(super) fn wait_reports(&self, until: Instant, done: impl Fn(&Reports) -> bool) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.shared.reported.wait_timeout_while(self.shared.reports(), left, |reports| !done(reports));
+        done(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
     /// Waits until a report comes or the time is over.
     pub(super) fn wait_report(&self, within: Duration) {
         let reports = self.shared.reports();

@@ -114,6 +114,8 @@ struct Transaction {
     ledger_target: Option<usize>,
     dead: Vec<String>,
     sent: u64,
+    /// Of these, all but the batch handed over last.
+    sent_before: u64,
 }
 
 /// See the head of this file.
@@ -147,6 +149,7 @@ impl Live {
             ledger_target: None,
             dead: Vec::new(),
             sent: 0,
+            sent_before: 0,
         });
         Ok(())
     }
@@ -163,6 +166,9 @@ impl Live {
         let routes = std::mem::take(&mut self.routes);
         if routes.len() != items.len() {
             return Err(SinkError::Fatal("items were sent that were not prepared; please report this".to_owned()));
+        }
+        if let Some(transaction) = &mut self.transaction {
+            transaction.sent_before = transaction.sent;
         }
         for (item, route) in items.iter().zip(&routes) {
             match (item, route) {
@@ -191,6 +197,14 @@ impl Live {
             }
         }
         self.check_reports("produce")
+    }
+
+    /// See [`crate::delivery::sink::Sink::keeps_up`].
+    pub(super) fn keeps_up(&self, until: Instant) -> Result<bool, SinkError> {
+        let sent_before = self.transaction.as_ref().map_or(0, |transaction| transaction.sent_before);
+        let done = self.client.wait_reports(until, |reports| reports.acknowledged + reports.failed >= sent_before);
+        self.check_reports("produce")?;
+        Ok(done)
     }
 
     fn note_dead(&mut self, code: &str) {
