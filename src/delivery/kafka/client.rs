@@ -527,7 +527,7 @@ impl Drop for Client {
         });
         if spawned.is_err() {
             // The client lives on without an owner, and its threads count into `shared`.
-            std::mem::forget(self.shared.clone());
+            let _kept_for_ever = Arc::into_raw(self.shared.clone());
         }
         if spawned.is_err() || ended.recv_timeout(DESTROY_WITHIN).is_err() {
             self.shared.events.abandoned();
