@@ -267,7 +267,8 @@ impl Sink for Kafka {
         let live = live.as_mut().ok_or_else(|| SinkError::Retry("there is no client".to_owned()))?;
         // Only `prepare` asks the cluster: an answer missed here would leave a transaction open without its ledger record.
         let slot = live.topics.slot(&config.ledger_topic);
-        let slot = slot.ok_or_else(|| SinkError::Fatal("a transaction without `prepare`; please report this".to_owned()))?;
+        let slot =
+            slot.ok_or_else(|| SinkError::Fatal("a transaction without `prepare`; please report this".to_owned()))?;
         live.finish(slot, agent_id, ledger, progress)
     }
 

@@ -1,8 +1,8 @@
 //! An MQTT source: keeps one connection after another to its broker. The broker's persistent session is the queue: what
 //! was not acknowledged comes again, so nothing is acknowledged before it is on the medium, and leaving is always safe.
 //!
-//! Limits: bytes received and not yet stored are bounded by `held_bytes_max`; above it the source leaves the broker and
-//! comes back when half of it is free. QoS 0 has no way back: what finds no room is dropped, counted, and told in a gap
+//! Limits: bytes received and not yet stored are bounded by `held_bytes_max`. Above an eighth of it the source stops reading;
+//! if that does not help within seconds it leaves the broker and comes back when there is room. QoS 0 has no way back: what finds no room is dropped, counted, and told in a gap
 //! record.
 
 mod connection;
@@ -155,15 +155,11 @@ impl Keeper {
         }
     }
 
-    /// Stays away until half of `held_bytes_max` is free.
+    /// Stays away until a new connection would not have to wait at once.
     async fn wait_for_room(&mut self, outbox: &Outbox) {
         self.board.state("held");
         let held = outbox.held();
-        loop {
-            let (used, max) = held.used_and_max();
-            if used <= max / 2 {
-                return;
-            }
+        while held.is_crowded() {
             let stop = tokio::time::timeout(ROOM_CHECK_EVERY, self.stop.wait_for(|stop| *stop)).await;
             if stop.is_ok() {
                 return;

@@ -46,6 +46,12 @@ impl HeldBytes {
         Some(HeldPermit { bytes, budget: self.clone() })
     }
 
+    /// Whether so much is held that a source that can make its sender wait should: an eighth of the budget. What is beyond
+    /// is for sources that cannot (a serial line), and for large messages.
+    pub fn is_crowded(&self) -> bool {
+        self.inner.used.load(Ordering::Relaxed) > self.inner.max / 8
+    }
+
     /// Bytes taken and the most that may be taken.
     pub fn used_and_max(&self) -> (usize, usize) {
         (self.inner.used.load(Ordering::Relaxed), self.inner.max)
@@ -107,7 +113,9 @@ mod tests {
         assert!(held.try_acquire(41).is_none());
         let second = held.try_acquire(40).unwrap();
         assert_eq!(held.used_and_max(), (100, 100));
+        assert!(held.is_crowded());
         drop((first, second));
+        assert!(!held.is_crowded());
         let large = held.try_acquire(1000).expect("nothing else is held");
         assert!(held.try_acquire(1).is_none());
         drop(large);

@@ -1,5 +1,5 @@
-//! One connection of an MQTT source, from CONNECT to its end. Polls the link and does nothing that waits: messages go to
-//! the stage with a permit, decisions come from `session`, files are written elsewhere.
+//! One connection of an MQTT source, from CONNECT to its end. Polls the link and does nothing that waits, but for room:
+//! messages go to the stage with a permit, decisions come from `session`, files are written elsewhere.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::link::{Event, Link, LinkError, Publish, Sender, Settings};
 use super::session::{AckBarrier, End, Ids, Subscriptions, all_held, shortfall};
 use super::subscriptions::SubscriptionFile;
 use crate::intake::losses::Losses;
-use crate::intake::source::{Board, Input};
+use crate::intake::source::{Board, Input, stopped};
 use crate::outbox::{Control, HeldBytes};
 use crate::record::Qos;
 
@@ -23,6 +23,11 @@ const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// How often something is read from the link while as many messages are open as may be: pings and acknowledgements go on.
 const CROWDED_TURN: Duration = Duration::from_millis(500);
+/// While the sources hold much, nothing is read for this long at most (and for half a keep-alive interval); then the source
+/// leaves until there is room. A disk that works makes room in milliseconds (docs/decisions/0303).
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Room is looked for this often meanwhile.
+const PAUSE_TURN: Duration = Duration::from_millis(2);
 /// A refused subscription is tried again this often.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
 /// A session of this length ends the alarms that speak of short ones.
@@ -163,6 +168,7 @@ impl Connection {
         let mut stop = self.plan.stop.clone();
         loop {
             self.answers.below(self.plan.receive_maximum, CROWDED_TURN).await;
+            self.wait_for_room().await;
             // The future is not safe to cancel: it is polled until it is done, whatever else happens meanwhile.
             let event = {
                 let mut next = std::pin::pin!(link.next());
@@ -196,6 +202,26 @@ impl Connection {
                         Phase::Farewell(_) => End::Stopped,
                     };
                 }
+            }
+        }
+    }
+
+    /// Reads nothing while many bytes are held, so that the sender feels it. Between two polls, so nothing is cancelled. Not at
+    /// QoS 0: a broker that is made to wait drops such messages unseen, we count them.
+    async fn wait_for_room(&mut self) {
+        if self.plan.wanted.iter().all(|(_, qos)| *qos == Qos::AtMostOnce) {
+            return;
+        }
+        let mut patience = PAUSE_MAX;
+        if !self.keep_alive.is_zero() {
+            patience = patience.min(self.keep_alive / 2);
+        }
+        let since = Instant::now();
+        while matches!(self.phase, Phase::Taking) && self.plan.held.is_crowded() && !stopped(&self.plan.stop) {
+            if since.elapsed() >= patience {
+                self.leave_for_room();
+            } else {
+                tokio::time::sleep(PAUSE_TURN).await;
             }
         }
     }
@@ -332,15 +358,20 @@ impl Connection {
             return;
         }
         if let Err(NoRoom) = self.inlet.message(publish) {
-            log::warn!(
-                "source {}: held_bytes_max is used up; disconnecting until there is room, the broker keeps the rest",
-                self.plan.board.name
-            );
-            self.plan.board.state("held");
-            // Leaving at once would leave all that is held unacknowledged: the broker would begin with the same messages
-            // again, and if they alone fill the room, never get further.
-            self.drain(End::Held, Some(Instant::now() + DRAIN_WITHIN));
+            self.leave_for_room();
         }
+    }
+
+    fn leave_for_room(&mut self) {
+        log::warn!(
+            "source {}: the outbox takes nothing and what may be held of held_bytes_max is used up; disconnecting until \
+             there is room, the broker keeps the rest",
+            self.plan.board.name
+        );
+        self.plan.board.state("held");
+        // Leaving at once would leave all that is held unacknowledged: the broker would begin with the same messages
+        // again, and if they alone fill the room, never get further.
+        self.drain(End::Held, Some(Instant::now() + DRAIN_WITHIN));
     }
 
     fn tick(&mut self) -> Option<End> {

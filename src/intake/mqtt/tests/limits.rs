@@ -26,9 +26,11 @@ async fn a_packet_that_is_too_large_becomes_a_named_alarm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_room_the_source_leaves_and_comes_back_with_nothing_missing() {
     let broker = Broker::start().await;
-    let bench = Bench::new(Source::Mqtt(settings(&broker, 5, 1)), |outbox| {
-        outbox.held_bytes_max = ByteSize::kib(16);
-        outbox.gather = Span::millis(500);
+    // Half a keep-alive interval is shorter than the outbox takes.
+    let settings = Mqtt { keep_alive: Span::secs(5), ..settings(&broker, 5, 1) };
+    let bench = Bench::new(Source::Mqtt(settings), |outbox| {
+        outbox.held_bytes_max = ByteSize::kib(128);
+        outbox.gather = Span::millis(3500);
     });
     let mut client = broker.welcome(false, true).await;
     let payload = |id: u16| format!("{id:02}{}", "x".repeat(1000));
@@ -66,6 +68,32 @@ async fn without_room_the_source_leaves_and_comes_back_with_nothing_missing() {
     assert!(connections >= 1);
     let expected: Vec<_> = (1..=40).map(payload).collect();
     assert_eq!(bench.values(), expected);
+}
+
+/// Packet identifiers that a broker gives twice cannot be told apart after a reconnect (docs/decisions/0303).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_that_the_outbox_can_take_makes_the_source_pause_not_leave() {
+    let broker = Broker::start().await;
+    let bench = Bench::new(Source::Mqtt(settings(&broker, 5, 1)), |outbox| {
+        outbox.held_bytes_max = ByteSize::kib(128);
+        outbox.gather = Span::millis(100);
+    });
+    let mut client = broker.welcome(false, true).await;
+    let payload = |id: u16| format!("{id:03}{}", "x".repeat(1000));
+    for id in 1..=300 {
+        client.publish(id, 1, false, &payload(id)).await;
+    }
+    let mut acked = 0;
+    while acked < 300 {
+        match client.next().await {
+            Packet::PubAck(id) => {
+                acked += 1;
+                assert_eq!(id, acked);
+            }
+            packet => assert!(!matches!(packet, Packet::Disconnect | Packet::End), "{packet:?} after {acked}"),
+        }
+    }
+    assert_eq!(bench.values(), (1..=300).map(payload).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
