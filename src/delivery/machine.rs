@@ -156,6 +156,8 @@ pub(crate) struct Machine {
     span: Option<(Span, usize)>,
     good: u32,
     time_failures: u32,
+    /// The cluster takes no longer time-out than this.
+    transaction_timeout_max: Duration,
     unclean: bool,
     recycled: Option<RecycleReason>,
 }
@@ -174,6 +176,7 @@ impl Machine {
             span: None,
             good: 0,
             time_failures: 0,
+            transaction_timeout_max: TRANSACTION_TIMEOUT_MAX,
             unclean: false,
             recycled: None,
         }
@@ -366,14 +369,22 @@ impl Machine {
                 if too_large {
                     self.limits.request_bytes = (self.limits.request_bytes / 4).max(REQUEST_BYTES_MIN);
                 }
-                // The cluster is well: no back-off, or a search through thousands of records would take hours.
-                self.recycle(RecycleReason::Poison, now, now)
+                // The cluster is well: no back-off while halving, or the search would take long. A record alone is tried
+                // a few times at most, unless whatever is tried is refused.
+                let alone = sent.is_none_or(|(span, _)| span.records <= 1);
+                let until = if alone { now + self.backoff.next_delay() } else { now };
+                self.recycle(RecycleReason::Poison, until, now)
             }
             SinkError::Configuration(_) => {
                 self.unclean |= sent.is_some();
-                // A broker whose maximum lies below the raised time-out refuses the client: come back down.
-                self.limits.transaction_timeout = self.floors.transaction_timeout;
-                self.limits.message_timeout = self.floors.message_timeout;
+                // A broker whose maximum lies below the raised time-out refuses the client: one step down, and no higher
+                // again.
+                let raised = self.limits.transaction_timeout > self.floors.transaction_timeout;
+                if raised && self.state == State::Initialising {
+                    self.transaction_timeout_max =
+                        (self.limits.transaction_timeout / 2).max(self.floors.transaction_timeout);
+                    self.bound_timeouts();
+                }
                 self.recycle(RecycleReason::Error, now + CONFIGURATION_PAUSE, now)
             }
             SinkError::Fatal(reason) => {
@@ -422,11 +433,17 @@ impl Machine {
             self.limits.bytes = (bytes.min(self.limits.bytes) >> self.time_failures.min(HALVINGS_MAX)).max(1);
             return;
         }
-        let longest_message = TRANSACTION_TIMEOUT_MAX.mul_f64(2.0 / 3.0);
-        self.limits.message_timeout = (self.limits.message_timeout * 2).min(longest_message);
-        self.limits.transaction_timeout = (self.limits.message_timeout.mul_f64(1.5))
-            .max(self.limits.transaction_timeout)
-            .min(TRANSACTION_TIMEOUT_MAX);
+        self.limits.message_timeout *= 2;
+        self.limits.transaction_timeout =
+            (self.limits.message_timeout.mul_f64(1.5)).max(self.limits.transaction_timeout);
+        self.bound_timeouts();
+    }
+
+    /// Both time-outs within what the cluster takes; the message's stays below the transaction's.
+    fn bound_timeouts(&mut self) {
+        let longest_message = self.transaction_timeout_max.mul_f64(2.0 / 3.0).max(self.floors.message_timeout);
+        self.limits.message_timeout = self.limits.message_timeout.min(longest_message);
+        self.limits.transaction_timeout = self.limits.transaction_timeout.min(self.transaction_timeout_max);
     }
 }
 

@@ -181,6 +181,8 @@ fn poison_is_halved_without_waiting_and_a_size_refusal_shrinks_requests() {
     assert!(m.condemned().is_empty());
     fail(&mut m, poison(false), (span(1, 1), 100), now);
     assert_eq!(m.condemned()[0].sequence, Sequence(1));
+    let last = (0..12).map(|_| fail(&mut m, poison(false), (span(1, 1), 100), now)).last().unwrap();
+    assert!(last >= now + 10 * S, "when nothing helps, not in a hot loop");
 }
 
 #[test]
@@ -249,4 +251,33 @@ fn what_was_sent_without_its_ledger_record_is_never_committed() {
 fn idle_again(machine: &mut Machine, now: Instant) {
     assert!(matches!(machine.on(Event::Closed, now), Action::WaitUntil(_)));
     idle(machine, now);
+}
+
+#[test]
+fn a_time_out_that_the_broker_refuses_is_not_tried_again() {
+    let (mut m, now) = (machine(), Instant::now());
+    idle(&mut m, now);
+    let refuse = |m: &mut Machine| {
+        // The next client is refused: the broker takes no more than 60 s.
+        m.on(Event::Failed(SinkError::Configuration("INVALID_TRANSACTION_TIMEOUT".into()), None), now);
+        m.on(Event::Closed, now);
+        m.on(Event::Tick, now);
+    };
+    let mut refused = 0;
+    for _ in 0..8 {
+        m.on(Event::Ready, now);
+        m.on(Event::Sent(span(1, 1), 900_000), now);
+        m.on(Event::Failed(recycle(RecycleReason::Time), None), now);
+        m.on(Event::Closed, now);
+        assert_eq!(m.on(Event::Tick, now), Action::Connect);
+        while m.limits().transaction_timeout > 60 * S {
+            refuse(&mut m);
+            refused += 1;
+        }
+        assert!(m.limits().message_timeout < m.limits().transaction_timeout);
+        m.on(Event::Connected, now);
+        m.on(Event::Recovered, now);
+    }
+    assert_eq!(refused, 1);
+    assert!(m.limits().message_timeout >= 40 * S, "what it takes is used: {:?}", m.limits());
 }

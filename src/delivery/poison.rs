@@ -48,6 +48,8 @@ pub(crate) struct Bisect {
     /// The search ends when this is delivered.
     until: Sequence,
     alone: Option<(Sequence, u32)>,
+    /// The culprit that was looked for is out of the way: sizes may grow again.
+    found: bool,
     condemned: Vec<Condemned>,
 }
 
@@ -65,6 +67,7 @@ impl Bisect {
     /// A transaction was refused for good. Returns the sequence that is condemned by it, if any.
     pub(crate) fn refused(&mut self, span: Span, code: &str, text: &str) -> Option<Sequence> {
         self.until = self.until.max(span.last);
+        self.found = false;
         if span.records > 1 {
             self.records_max = Some((span.records / 2).max(1));
             return None;
@@ -96,10 +99,14 @@ impl Bisect {
 
     /// Everything through `upto` is delivered.
     pub(crate) fn delivered(&mut self, upto: Sequence) {
+        let suspects = self.condemned.len();
         self.condemned.retain(|c| c.sequence > upto);
+        self.found |= self.condemned.len() < suspects;
         if upto >= self.until {
             self.records_max = None;
             self.alone = None;
+        } else if self.found {
+            self.records_max = self.records_max.map(|records| records.saturating_mul(2));
         }
     }
 }
@@ -146,7 +153,10 @@ mod tests {
     fn one_culprit_among_many_is_found_in_few_transactions() {
         let (ended, transactions) = drive(1024, 1024, &[700], true);
         assert_eq!(ended, [(700, Treatment::DeadLetter)]);
-        assert!(transactions < 400, "{transactions}");
+        assert!(transactions < 40, "{transactions}");
+        let (ended, transactions) = drive(5000, 5000, &[1, 2500], true);
+        assert_eq!(ended.len(), 2);
+        assert!(transactions < 80, "{transactions}: the rest does not go one by one");
     }
 
     #[test]

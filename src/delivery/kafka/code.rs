@@ -76,6 +76,11 @@ impl Code {
         self.is_too_large() || [Self::INVALID_RECORD, Self::INVALID_TIMESTAMP, Self::INVALID_MSG].contains(&self)
     }
 
+    /// The broker answered, and no repetition will change its mind.
+    pub(super) fn is_refusal(self) -> bool {
+        self.is_permanent_for_a_record() || self == Self::TOPIC_FORBIDDEN
+    }
+
     fn is_configuration(self) -> bool {
         [
             Self::CLUSTER_FORBIDDEN,
@@ -147,6 +152,9 @@ pub(super) fn on_transaction(call: &str, error: &ApiError, cause: Option<(Code, 
     };
     if code.is_permanent_for_a_record() {
         return SinkError::Poison { code: code.to_string(), text, too_large: code.is_too_large() };
+    }
+    if code == Code::TOPIC_FORBIDDEN {
+        return SinkError::Configuration(format!("{text}. Readings are kept. Allow this gateway to write there"));
     }
     if code.is_configuration() {
         return SinkError::Configuration(text);
@@ -228,6 +236,8 @@ mod tests {
             (E::RD_KAFKA_RESP_ERR__INCONSISTENT, "abortable", Some(Code::INVALID_TIMESTAMP), "poison"),
             (E::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "fatal", None, "configuration"),
             (E::RD_KAFKA_RESP_ERR__STATE, "", None, "error"),
+            (E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, "abortable", None, "configuration"),
+            (E::RD_KAFKA_RESP_ERR__INCONSISTENT, "abortable", Some(Code::TOPIC_FORBIDDEN), "configuration"),
         ] {
             let told = on_transaction("commit", &error(code, class), cause.map(|c| (c, "telemetry")));
             assert_eq!(duty(&told), expected, "{code:?} {class} {cause:?}");
