@@ -304,7 +304,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
                 self.sending = open.sent;
                 Event::Sent(open.span, open.bytes)
             }
-            Ok(None) => Event::Failed(SinkError::Retry("nothing to send".to_owned()), None),
+            // The outbox withdrew what it had announced; looked at again like anything that blocks.
+            Ok(None) => Event::Failed(SinkError::Blocked("the outbox hands out nothing".to_owned()), None),
             Err(error) => Event::Failed(error, open.map(|open| (open.span, open.bytes))),
         }
     }
@@ -452,6 +453,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
     /// Logs and shows a failure where it is decided about.
     fn note_failure(&self, event: &Event) {
         match event {
+            // A step that was cut short in order to stop is no failure.
+            Event::Failed(SinkError::Retry(_), _) if self.stop.load(Ordering::Acquire) => {}
             Event::Failed(error, _) => self.report.failed(error, self.machine.phase()),
             Event::Held(alarm) => {
                 log::error!("delivery is held: {alarm}");
@@ -462,6 +465,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         }
         if matches!(event, Event::Recovered | Event::Committed { .. }) {
             self.report.set_alarm("blocked", None);
+            let waiting = self.feed.positions().durable.0.saturating_sub(self.position.0);
+            self.report.answered(waiting);
         }
     }
 

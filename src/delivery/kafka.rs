@@ -43,6 +43,8 @@ use readback::{ReadError, Readback, Start};
 use route::Suspects;
 use topics::Purpose;
 
+/// A client that has not become the live one for so long is replaced.
+const RENEW_AFTER: Duration = Duration::from_secs(120);
 /// One slice of `init_transactions`.
 const INIT_SLICE: Duration = Duration::from_secs(2);
 const ASK_WITHIN: Duration = Duration::from_secs(5);
@@ -105,9 +107,10 @@ impl Kafka {
         Ok(kafka)
     }
 
-    fn new_client(&self, limits: &Limits) -> Result<Client, String> {
+    fn new_client(&self, limits: &Limits) -> Result<(Client, Arc<ClientEvents>), String> {
         let settings = settings::producer(&self.config, &self.agent_id, self.record_bytes_max, limits)?;
-        Client::new(&settings, Arc::new(ClientEvents::new(self.metrics.clone())))
+        let events = Arc::new(ClientEvents::new(self.metrics.clone()));
+        Ok((Client::new(&settings, events.clone())?, events))
     }
 
     fn bootstrap(&self) -> String {
@@ -178,11 +181,20 @@ impl Kafka {
 
 impl Sink for Kafka {
     fn connect(&mut self, limits: &Limits) -> Result<(), SinkError> {
-        if self.live.is_none() {
-            let client = self.new_client(limits).map_err(SinkError::Configuration)?;
-            self.live = Some(Live::new(client, limits));
+        // Passwords and certificates may have been renewed: a client that gets nowhere is made anew with what they are now.
+        if self.live.as_ref().is_some_and(|live| live.age() >= RENEW_AFTER) {
+            self.live = None;
         }
-        self.live()?.client.init_transactions(INIT_SLICE).map_err(|error| on_init(&error))
+        if self.live.is_none() {
+            let (client, events) = self.new_client(limits).map_err(SinkError::Configuration)?;
+            self.live = Some(Live::new(client, events, limits));
+        }
+        let live = self.live()?;
+        let connected = live.client.init_transactions(INIT_SLICE).map_err(|error| on_init(&error));
+        connected.map_err(|error| match (error, live.events.last_error()) {
+            (SinkError::Retry(text), Some(why)) => SinkError::Retry(format!("{text}; {why}")),
+            (error, _) => error,
+        })
     }
 
     fn recover(&mut self) -> Result<Recovered, SinkError> {

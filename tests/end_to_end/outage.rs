@@ -33,10 +33,17 @@ fn kafka_is_down_at_boot() {
     rig.start();
     publisher.publish(&devices(5), 1, 1000);
     rig.wait_accepted("plant", 1000);
+    let is_away = |status: &serde_json::Value| status["delivery"]["alarms"].to_string().contains("unreachable: Kafka");
+    rig.agent.wait_status("the alarm", is_away);
     kafka.start_node(0).unwrap();
     kafka.wait_ready().unwrap();
     rig.create_topics();
+    rig.agent.wait_status("the end of the alarm", |status| !is_away(status));
     rig.finish(&mut publisher);
+    let log = rig.agent.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("Kafka does not answer (")).collect();
+    assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("refused"), "{told:?}");
+    assert!(log.contains("Kafka is back after") && log.contains("readings wait for it"), "{log}");
 }
 
 #[test]

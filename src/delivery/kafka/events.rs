@@ -20,6 +20,8 @@ pub(super) struct ClientEvents {
     metrics: DeliveryMetrics,
     rate: Mutex<(Instant, u32)>,
     suppressed: AtomicU64,
+    /// What the client said last about its connections: the calls that fail only know that time is over.
+    last_error: Mutex<Option<String>>,
 }
 
 /// The part of the statistics that is looked at.
@@ -48,7 +50,12 @@ struct Window {
 
 impl ClientEvents {
     pub(super) fn new(metrics: DeliveryMetrics) -> Self {
-        Self { metrics, rate: Mutex::new((Instant::now(), 0)), suppressed: AtomicU64::new(0) }
+        Self { metrics, rate: Mutex::new((Instant::now(), 0)), suppressed: AtomicU64::new(0), last_error: Mutex::default() }
+    }
+
+    /// The text of the last error, if there was one.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether one more line may be shown; a new window tells how many were not.
@@ -84,6 +91,9 @@ impl Events for ClientEvents {
 
     fn error(&self, code: Code, text: &str) {
         self.metrics.kafka_errors.inc();
+        if code != Code::ALL_BROKERS_DOWN {
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
+        }
         if code == Code::ALL_BROKERS_DOWN || !self.may_show() {
             log::debug!(target: "fieldpost::kafka", "{code}: {text}");
         } else {

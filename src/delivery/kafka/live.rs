@@ -1,10 +1,12 @@
 //! The live client: its topics, and the transaction under way.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Message, Topic};
 use super::code::{ApiError, Code, on_transaction};
+use super::events::ClientEvents;
 use super::hints::Hints;
 use super::route::Route;
 use crate::clock;
@@ -123,19 +125,28 @@ pub(super) struct Live {
     pub(super) client: Client,
     pub(super) topics: Topics,
     pub(super) routes: Vec<Route>,
+    pub(super) events: Arc<ClientEvents>,
+    made: Instant,
     transaction: Option<Transaction>,
     message_timeout: Duration,
 }
 
 impl Live {
-    pub(super) fn new(client: Client, limits: &Limits) -> Self {
+    pub(super) fn new(client: Client, events: Arc<ClientEvents>, limits: &Limits) -> Self {
         Self {
             client,
+            events,
+            made: Instant::now(),
             topics: Topics::default(),
             routes: Vec::new(),
             transaction: None,
             message_timeout: limits.message_timeout,
         }
+    }
+
+    /// Time since it was made.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
     }
 
     pub(super) fn begin(&mut self) -> Result<(), SinkError> {
