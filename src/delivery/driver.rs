@@ -198,6 +198,11 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             Decision::Hold(alarm) => return Ok(Some(alarm)),
             Decision::Resume(resume) => resume,
         };
+        if let Some((record, _)) = &recovered.ledger {
+            if let Some(alarm) = self.numbers_taken_twice(record, &identity.known)? {
+                return Ok(Some(alarm));
+            }
+        }
         let visible = if resume.in_doubt { self.read_tails(&resume, &identity.known) } else { Ok(Visible::default()) };
         self.protect_nothing();
         let visible = visible?;
@@ -219,6 +224,32 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         self.recovered = true;
         log::info!("delivery goes on after sequence {}", self.position);
         Ok(None)
+    }
+
+    /// A log that lost its end and then grew past it again has other readings under the numbers that Kafka has. The
+    /// ledger names the segment (process start) of its last reading: ours must be of the same.
+    fn numbers_taken_twice(
+        &mut self,
+        ledger: &LedgerRecord,
+        ours: &[Incarnation],
+    ) -> Result<Option<String>, SinkError> {
+        let positions = self.feed.positions();
+        if !ours.contains(&ledger.incarnation) || ledger.upto <= positions.committed || ledger.upto > positions.durable {
+            return Ok(None);
+        }
+        let one = Budget { records_max: 1, bytes_max: 1 };
+        let before = Sequence(ledger.upto.0 - 1);
+        let batch = self.feed.batch_after(before, one).map_err(|error| SinkError::Blocked(error.to_string()))?;
+        let Some(Item::Reading(stored)) = batch.items.first() else { return Ok(None) };
+        if stored.incarnation != ledger.incarnation || stored.segment == ledger.segment {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "fork: reading {} was delivered by one process start and lies here under another: this outbox was rolled back (an \
+             old image, a snapshot, a disk that lost writes) and has gone on since. Readings are kept; its numbers through \
+             {} are taken by others",
+            ledger.upto, ledger.upto
+        )))
     }
 
     fn read_tails(&mut self, resume: &Resume, ours: &[Incarnation]) -> Result<Visible, SinkError> {

@@ -488,3 +488,30 @@ fn a_stop_does_not_wait_for_ever_for_a_commit_and_is_not_clean_then() {
     let world = lock(&world);
     assert!(!world.identity.as_ref().unwrap().clean && world.visible.is_empty());
 }
+
+#[test]
+fn a_log_that_was_rolled_back_and_grew_again_is_held() {
+    for (segment, is_fork) in [(Nonce([5; 8]), false), (Nonce([6; 8]), true)] {
+        let world = world(25);
+        {
+            let mut world = lock(&world);
+            // Through 7 Kafka has what this log lost; other readings have these numbers now.
+            world.ledger = Some(LedgerRecord {
+                incarnation: INC,
+                previous: None,
+                session: 1,
+                nonce: Nonce([8; 8]),
+                segment,
+                upto: Sequence(7),
+                count: 7,
+                parked: Default::default(),
+                at: String::new(),
+            });
+            let identity = world.identity.as_mut().unwrap();
+            (identity.ever_began, identity.session_nonces) = (true, [Nonce::default(), Nonce([8; 8])]);
+        }
+        let status = run(&world);
+        assert_eq!(status.alarms.iter().any(|alarm| alarm.starts_with("fork")), is_fork, "{status:?}");
+        assert_eq!(lock(&world).visible.is_empty(), is_fork);
+    }
+}
