@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::*;
 use crate::delivery::machine::Limits;
-use crate::delivery::sink::{Receipt, Recovered, RecycleReason};
+use crate::delivery::sink::{Doubt, Receipt, Recovered, RecycleReason};
 use crate::outbox::{Identity, Positions, ReadError};
 use crate::promise::Committed;
 use crate::record::{Flags, Kind, Reading, ReceiptTime, Stored};

@@ -53,14 +53,7 @@ impl Report {
             guarantee: guarantee.to_owned(),
             ..DeliveryStatus::default()
         };
-        Self {
-            inner: Mutex::new(Inner {
-                status,
-                alarms: BTreeMap::new(),
-                last_logged: String::new(),
-                away: None,
-            }),
-        }
+        Self { inner: Mutex::new(Inner { status, alarms: BTreeMap::new(), last_logged: String::new(), away: None }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,11 +106,16 @@ impl Report {
         let tell = match &mut away.told {
             None => {
                 away.told = Some((at, TELL_AGAIN_FIRST));
-                Some(format!("Kafka does not answer ({text}); readings are kept in the outbox, it is tried all the time"))
+                Some(format!(
+                    "Kafka does not answer ({text}); readings are kept in the outbox, it is tried all the time"
+                ))
             }
             Some((last, pause)) if at.saturating_duration_since(*last) >= *pause => {
                 (*last, *pause) = (at, (*pause * 2).min(TELL_AGAIN_MAX));
-                Some(format!("Kafka does not answer for {} ({text}); readings are kept in the outbox", in_words(lasted)))
+                Some(format!(
+                    "Kafka does not answer for {} ({text}); readings are kept in the outbox",
+                    in_words(lasted)
+                ))
             }
             Some(_) => None,
         };

@@ -50,7 +50,12 @@ struct Window {
 
 impl ClientEvents {
     pub(super) fn new(metrics: DeliveryMetrics) -> Self {
-        Self { metrics, rate: Mutex::new((Instant::now(), 0)), suppressed: AtomicU64::new(0), last_error: Mutex::default() }
+        Self {
+            metrics,
+            rate: Mutex::new((Instant::now(), 0)),
+            suppressed: AtomicU64::new(0),
+            last_error: Mutex::default(),
+        }
     }
 
     /// The text of the last error, if there was one.

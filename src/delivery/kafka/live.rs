@@ -362,7 +362,8 @@ impl Live {
     fn failure_of(&self, call: &str, error: &ApiError) -> SinkError {
         let cause = self.client.with_reports(|reports| reports.first_error);
         let ledger_target = self.transaction.as_ref().and_then(|transaction| transaction.ledger_target);
-        if let Some((code, target)) = cause.filter(|(code, target)| Some(*target) == ledger_target && code.is_refusal()) {
+        if let Some((code, target)) = cause.filter(|(code, target)| Some(*target) == ledger_target && code.is_refusal())
+        {
             // No reading is to blame: looking for one would condemn innocents.
             return SinkError::Configuration(format!(
                 "{call}: the ledger topic {} refuses this agent's record with {code}. Readings are kept. Look at the \
