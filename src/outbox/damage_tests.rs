@@ -255,3 +255,49 @@ fn an_arrival_without_its_commit_mark_does_not_exist() {
     assert_eq!(read_all(&mut rig.outbox.reader(), 0).len(), 51);
     rig.close();
 }
+
+/// Writes nonsense over the block at this place of a generation.
+fn spoil_block(dir: &Path, id: directory::GenerationId, number: usize) {
+    let directory = directory::Directory::new(dir.join("outbox"));
+    let generation = generation::Generation::open(&directory, id, generation::SEGMENT_BYTES[0]).unwrap();
+    let mut at = 0;
+    for _ in 0..number {
+        at = generation.block_from(at).unwrap().unwrap().0 + 1;
+    }
+    let key = generation.block_from(at).unwrap().unwrap().0;
+    generation.insert(key, b"nonsense").unwrap();
+    generation.sync().unwrap();
+    generation.close();
+}
+
+#[test]
+fn a_snapshot_with_a_piece_missing_is_not_taken_for_a_whole_one() {
+    for number in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let packet = |id: u16, dup| Packet { id, qos: Qos::ExactlyOnce, dup, hash: u64::from(id) << 20, dedup: true };
+        let mut rig = Rig::open_with(dir.path(), options(MAX));
+        for id in 1..=4000 {
+            rig.submit(vec![reading_of(1, 50, false)], Some(packet(id, false)));
+        }
+        rig.outcomes(4000);
+        rig.append_all(&(1..=1800).map(|n| reading_of(n, 1500, true)).collect::<Vec<_>>());
+        let newest = rig.outbox.shared.view().generations.back().unwrap().id;
+        assert!(newest.number > 1);
+        let segment = rig.outbox.identity().segment;
+        rig.close();
+        spoil_block(dir.path(), newest, number);
+
+        let mut rig = Rig::open_with(dir.path(), options(MAX));
+        for id in 1..=4000 {
+            rig.submit(vec![reading_of(1, 50, false)], Some(packet(id, true)));
+        }
+        let outcomes = rig.outcomes(4000);
+        let again = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Duplicate).count();
+        assert_eq!(again, 0, "the generation before knows all redeliveries; block {number}");
+        for item in read_all(&mut rig.outbox.reader(), 0) {
+            let Item::Reading(stored) = item else { panic!("{item:?}") };
+            assert_eq!(stored.segment, segment, "block {number}");
+        }
+        rig.close();
+    }
+}

@@ -85,3 +85,61 @@ fn a_full_disk_costs_the_reserve_first_and_nothing_that_was_accepted() {
     assert_eq!(rig.outbox.status().state, "ok");
     rig.close();
 }
+
+#[test]
+fn a_full_disk_gets_delivered_generations_back_even_while_no_new_one_can_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), options(ByteSize::mib(16)));
+    rig.append_all(&many(1, 4000, 1000));
+    let before = generations(dir.path());
+    assert!(before > 3, "{before}");
+    fail_next(dir.path(), "fault-insert", "always full");
+    let receipt = rig.submit(many(4001, 1, 100), None);
+    wait_until("failing", || rig.outbox.status().state.starts_with("failing"));
+    trim(&rig.outbox, 4000);
+    // The newest one holds the newest snapshot. (A try to make another may stand beside it for a moment.)
+    wait_until("delivered ones leave the disk", || rig.outbox.shared.view().generations.len() == 1);
+    fs::remove_file(dir.path().join("outbox/fault-insert")).unwrap();
+    assert_eq!(rig.outcomes(1), [(receipt, Outcome::Appended)]);
+    rig.close();
+    let rig = Rig::open_with(dir.path(), options(ByteSize::mib(16)));
+    assert_eq!(readings(&read_all(&mut rig.outbox.reader(), 4000)), many(4001, 1, 100));
+    rig.close();
+}
+
+#[test]
+fn damage_that_cannot_be_noted_now_is_told_to_the_reader_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), options(ByteSize::mib(16)));
+    rig.append_all(&many(1, 4000, 1000));
+    let first = rig.outbox.shared.view().generations[0].clone();
+    for entry in fs::read_dir(rig.outbox.shared.directory.generation(first.id)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::write(&path, vec![0x5a; fs::metadata(&path).unwrap().len() as usize]).unwrap();
+        }
+    }
+    fail_next(dir.path(), "fault-insert", "always full");
+    let mut reader = rig.outbox.reader();
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().spawn(move || {
+        send.send(reader.batch_after(Sequence(0), SOME).map(|batch| holes(&batch.items))).unwrap();
+        reader
+    });
+    let result = receive.recv_timeout(Duration::from_secs(30)).expect("batch_after returns");
+    let error = result.expect_err("nothing can be noted").to_string();
+    assert!(error.contains("is damaged"), "told at the first try, not after a hundred: {error}");
+    fs::remove_file(dir.path().join("outbox/fault-insert")).unwrap();
+    let mut reader = thread.unwrap().join().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let items = loop {
+        match reader.batch_after(Sequence(0), SOME) {
+            Ok(batch) => break batch.items,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let told = holes(&items);
+    assert_eq!((told[0].0, told[0].1, &*told[0].2), (1, first.end_sequence() - 1, "damage"));
+    rig.close();
+}

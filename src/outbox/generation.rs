@@ -194,11 +194,15 @@ impl Generation {
         !self.dirty.load(Ordering::Acquire)
     }
 
-    /// Fails once if a test has put a file of this name beside the generations: `full`, or anything else.
+    /// Fails if a test has put a file of this name beside the generations, as `full`, or with any other text; once, but
+    /// with `always full` for as long as the file is there.
     #[cfg(test)]
     fn fault(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path.with_file_name(name);
         let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        if text == "always full" {
+            return Err(StoreError::Full(text));
+        }
         fs::remove_file(path).map_err(StoreError::Io)?;
         Err(if text == "full" { StoreError::Full(text) } else { StoreError::Io(io::Error::other(text)) })
     }

@@ -19,9 +19,10 @@ pub(super) struct Memory {
     /// Oldest first.
     pub(super) segments: Vec<Segment>,
     pub(super) refusals: HashMap<SourceId, Refusal>,
-    /// Whether a snapshot was seen from its begin to its end.
+    /// Whether a snapshot was read from its begin to its end.
     pub(super) complete: bool,
-    snapshot_open: bool,
+    /// The snapshot that is being read: it counts when its end is read.
+    snapshot: Option<Box<Memory>>,
 }
 
 /// How to take a change back whose entry did not become durable.
@@ -86,6 +87,21 @@ impl Memory {
     /// Replays an entry at opening. Entries of an arrival without its commit mark must not come here.
     pub(super) fn replay(&mut self, control: Control, index: u64) {
         match control {
+            Control::SnapshotBegin => self.snapshot = Some(Box::default()),
+            Control::SnapshotEnd => {
+                if let Some(snapshot) = self.snapshot.take() {
+                    *self = Self { complete: true, ..*snapshot };
+                }
+            }
+            control => match &mut self.snapshot {
+                Some(snapshot) => snapshot.apply(control, index),
+                None => self.apply(control, index),
+            },
+        }
+    }
+
+    fn apply(&mut self, control: Control, index: u64) {
+        match control {
             Control::Mark(source, mark) => {
                 self.enter(&source, mark, index);
             }
@@ -98,12 +114,23 @@ impl Memory {
                 self.set_refusal(&source, refusal);
             }
             Control::Note(note) => self.notes.add(note),
-            Control::SnapshotBegin => *self = Self { snapshot_open: true, ..Self::default() },
             Control::Table(source, marks) => marks.into_iter().for_each(|mark| {
                 self.enter(&source, mark, index);
             }),
-            Control::SnapshotEnd => self.complete |= std::mem::take(&mut self.snapshot_open),
+            Control::SnapshotBegin | Control::SnapshotEnd => {}
         }
+    }
+
+    /// Entries are missing here: a snapshot under way is not complete. What was read of it adds to what older
+    /// generations say, which is the same if they are whole.
+    pub(super) fn broken(&mut self) {
+        let Some(part) = self.snapshot.take() else { return };
+        for (source, table) in part.tables {
+            self.tables.entry(source).or_default().extend(table);
+        }
+        part.notes.iter().for_each(|note| self.notes.add(note.clone()));
+        part.segments.into_iter().for_each(|segment| self.add_segment(segment));
+        self.refusals.extend(part.refusals);
     }
 
     /// Adds a segment, once.

@@ -124,6 +124,8 @@ impl Reader {
                 }
                 // What was found goes first; the next call comes back here.
                 Found::Missing(..) | Found::End if !batch.items.is_empty() => break,
+                // Dropped by a policy since we looked: that is told already.
+                Found::Missing(..) if self.look().notes.covering(next).is_some() => sight = self.look(),
                 Found::Missing(to, why) => {
                     self.note_missing(next, to.min(sight.durable_sequence), &why, &sight)?;
                     sight = self.look();
@@ -198,6 +200,11 @@ impl Reader {
             let (listed, live) = {
                 let mut view = self.shared.view();
                 let listed = view.generations.iter().rev().find(|listed| listed.holds(next)).cloned();
+                if listed.as_ref().is_some_and(|listed| view.claimed == Some(listed.id.number)) {
+                    drop(view);
+                    std::thread::sleep(BUSY_WAIT);
+                    continue;
+                }
                 // From here on the writer leaves it alone.
                 view.reader_at = listed.as_ref().map(|listed| listed.id.number);
                 let live = listed.as_ref().and_then(|listed| listed.live.upgrade());
@@ -263,7 +270,8 @@ impl Reader {
             StoreError::Damaged(why) => {
                 self.failed = None;
                 self.shared.view().reader_at = None;
-                self.ask(|done| Command::SetAside(id, why, done))
+                let gone = self.ask(|done| Command::SetAside(id, why, done))?;
+                if gone { Ok(()) } else { Err(ReadError::Store(format!("{id} is damaged and cannot be noted now"))) }
             }
             StoreError::OtherSegment => Err(ReadError::Store(format!("{id}: {error}"))),
         }
@@ -279,7 +287,7 @@ impl Reader {
     }
 
     /// Asks the writer and waits until it is durable.
-    fn ask(&self, command: impl FnOnce(SyncSender<()>) -> Command) -> Result<(), ReadError> {
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, ReadError> {
         let (done, answer) = mpsc::sync_channel(1);
         let closed = || ReadError::Store("the outbox is closed".to_owned());
         self.commands.send(command(done)).map_err(|_| closed())?;

@@ -44,6 +44,11 @@ impl Table {
         };
     }
 
+    /// Enters everything of another one.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     pub(super) fn remove(&mut self, id: u16) -> Option<Known> {
         self.0.remove(&id)
     }

@@ -86,6 +86,8 @@ pub(super) fn scan(generation: &Generation, limit: Option<u64>, memory: &mut Mem
     if !seen {
         scanner.broken("no readable block".to_owned());
     }
+    // A snapshot does not cross generations.
+    scanner.memory.broken();
     scanner.scan.torn = scanner.index != scanner.scan.summary.end_index;
     Ok(scanner.scan)
 }
@@ -93,6 +95,7 @@ pub(super) fn scan(generation: &Generation, limit: Option<u64>, memory: &mut Mem
 impl Scanner<'_> {
     fn broken(&mut self, why: String) {
         self.arrival = Arrival::default();
+        self.memory.broken();
         self.scan.damage.get_or_insert(why);
     }
 

@@ -56,6 +56,8 @@ pub(super) struct View {
     pub(super) segments: Arc<[Segment]>,
     /// Number of the generation the reader has open.
     pub(super) reader_at: Option<u64>,
+    /// Number of the generation that a policy is about to drop: its notes are not durable yet, nobody may begin to read.
+    pub(super) claimed: Option<u64>,
     /// Sequences a transaction with open outcome may hold, inclusive.
     pub(super) protected: Option<(u64, u64)>,
     /// Bytes on disk.
@@ -96,6 +98,7 @@ impl View {
             notes: Arc::default(),
             segments: Arc::from([]),
             reader_at: None,
+            claimed: None,
             protected: None,
             bytes: 0,
             state: "ok".to_owned(),
@@ -105,6 +108,23 @@ impl View {
             wakes: 0,
             closed: false,
         }
+    }
+
+    /// Whether a policy may drop this generation: it is closed, holds not the newest snapshot, nobody reads it, and no
+    /// open transaction may hold of it.
+    fn may_drop(&self, listed: &Listed) -> bool {
+        let newest = self.generations.back().is_some_and(|newest| newest.id == listed.id);
+        let (first, end) = (listed.first_sequence, listed.end_sequence());
+        let protected = self.protected.is_some_and(|(from, to)| first <= to && from < end);
+        listed.closed.is_some() && !newest && !protected && self.reader_at != Some(listed.id.number)
+    }
+
+    /// The oldest generation that a policy may drop and that `fits`, claimed: until it is dropped or the claim is taken
+    /// back nobody begins to read it.
+    pub(super) fn claim(&mut self, fits: impl Fn(&Listed) -> bool) -> Option<Listed> {
+        let found = self.generations.iter().find(|listed| fits(listed) && self.may_drop(listed)).cloned();
+        self.claimed = found.as_ref().map(|listed| listed.id.number);
+        found
     }
 
     pub(super) fn positions(&self) -> Positions {

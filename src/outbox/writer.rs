@@ -66,8 +66,8 @@ pub(super) enum Command {
     Control(Arc<Source>, Control),
     /// Writes a note; answered when it is durable.
     Note(Note, SyncSender<()>),
-    /// A generation cannot be read: note it, move it away, answer.
-    SetAside(GenerationId, String, SyncSender<()>),
+    /// A generation cannot be read: note it, move it away, answer whether it is gone.
+    SetAside(GenerationId, String, SyncSender<bool>),
     /// Syncs `pos`.
     SyncPosition(SyncSender<io::Result<()>>),
     /// Look at the view: trims, protection.
@@ -273,6 +273,7 @@ impl Writer {
         while !self.is_done() {
             self.receive();
             self.trim();
+            self.leave_full();
             if self.is_due() {
                 self.commit();
             }

@@ -28,12 +28,18 @@ impl Writer {
         self.look_for_room();
         match self.try_commit() {
             Ok(()) => {
-                self.retry.reset();
                 self.waiting_since = (!self.backlog.is_empty()).then(Instant::now);
-                if self.full { self.set_state("full") } else { self.set_state("ok") }
+                self.succeeded();
             }
             Err(stop) => self.failed(&stop),
         }
+    }
+
+    /// Something was written: what failed before is over.
+    pub(super) fn succeeded(&mut self) {
+        self.retry.reset();
+        self.retry_at = None;
+        self.set_state(if self.full { "full" } else { "ok" });
     }
 
     fn try_commit(&mut self) -> Result<(), Stop> {

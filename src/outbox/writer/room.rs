@@ -11,7 +11,7 @@ use crate::record::{Flags, Kind, Reading, SourceId};
 
 use super::super::directory::disk_bytes;
 use super::super::view::Listed;
-use super::{UNSETTLED, Work, Writer};
+use super::{ROOM_EVERY, UNSETTLED, Work, Writer};
 
 impl Writer {
     /// Measures, makes room by the policy, and keeps the result in `full`. Nothing may be under way.
@@ -42,6 +42,14 @@ impl Writer {
         self.regain_reserve();
     }
 
+    /// When nothing waits, no commit looks for room: what was refused is told all the same as soon as there is some.
+    pub(super) fn leave_full(&mut self) {
+        if self.full && self.backlog.is_empty() && self.room_at.elapsed() >= ROOM_EVERY {
+            self.look_for_room();
+            self.tell_refused();
+        }
+    }
+
     /// Measures the disk: one stat, one statvfs.
     fn has_room(&self) -> bool {
         let current = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes());
@@ -59,7 +67,7 @@ impl Writer {
     /// Drops the oldest closed generation that nobody reads and no open transaction may hold. If there is none, the
     /// newest one is closed for it, once it holds enough.
     fn drop_oldest(&mut self) -> bool {
-        if let Some(listed) = self.droppable() {
+        if let Some(listed) = self.claim_oldest() {
             return self.drop_noted(&listed, "drop_oldest");
         }
         let enough = self.sizes.generation_raw_bytes / 4;
@@ -70,32 +78,29 @@ impl Writer {
             self.failed(&stop);
             return false;
         }
-        self.droppable().is_some_and(|listed| self.drop_noted(&listed, "drop_oldest"))
+        self.claim_oldest().is_some_and(|listed| self.drop_noted(&listed, "drop_oldest"))
     }
 
-    fn droppable(&self) -> Option<Listed> {
-        let view = self.shared.view();
-        let free = |listed: &&Listed| {
-            let (first, end) = (listed.first_sequence, listed.end_sequence());
-            let protected = view.protected.is_some_and(|(from, to)| first <= to && from < end);
-            listed.closed.is_some() && !protected && view.reader_at != Some(listed.id.number)
-        };
-        view.generations.iter().find(free).cloned()
+    fn claim_oldest(&self) -> Option<Listed> {
+        self.shared.view().claim(|_| true)
     }
 
     /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.
     pub(super) fn expire(&mut self) {
         let config::units::Limit::At(age) = self.config.max_age else { return };
+        if !self.flights.is_empty() || self.retry_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
         let age_ns = u64::try_from(age.0.as_nanos()).unwrap_or(u64::MAX);
         let expired = {
-            let view = self.shared.view();
-            let oldest = view.generations.iter().find(|listed| listed.end_sequence() > view.committed + 1);
-            oldest.filter(|listed| view.reader_at != Some(listed.id.number) && self.is_older(listed, age_ns)).cloned()
+            let mut view = self.shared.view();
+            let committed = view.committed;
+            let oldest = view.generations.iter().find(|listed| listed.end_sequence() > committed + 1);
+            let oldest = oldest.filter(|listed| self.is_older(listed, age_ns)).map(|listed| listed.id);
+            oldest.and_then(|id| view.claim(|listed| listed.id == id))
         };
         if let Some(listed) = expired {
-            if self.flights.is_empty() && self.retry_at.is_none() {
-                self.drop_noted(&listed, "max_age");
-            }
+            self.drop_noted(&listed, "max_age");
         }
     }
 

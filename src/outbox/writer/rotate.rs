@@ -143,10 +143,9 @@ impl Writer {
 
     /// Generations with nothing left to deliver, oldest first: name, bytes, whether they hold readings at all.
     fn delivered(&self) -> Vec<(GenerationId, u64, bool)> {
-        // Without a newer generation there is no newer snapshot.
-        let Some(current) = &self.current else { return Vec::new() };
-        let newest = current.generation.id();
         let view = self.shared.view();
+        // The newest one holds the newest snapshot, also while the disk is too full to make another.
+        let Some(newest) = view.generations.back().map(|listed| listed.id) else { return Vec::new() };
         let done = |listed: &&Listed| {
             let end = listed.end_sequence();
             let empty = end == listed.first_sequence;
@@ -193,19 +192,23 @@ impl Writer {
         }
     }
 
-    /// Notes the undelivered readings of a closed generation, durably, then removes it. Whether it is gone.
+    /// Notes the undelivered readings of a generation that is claimed, durably, then removes it. Whether it is gone.
     pub(super) fn drop_noted(&mut self, listed: &Listed, reason: &'static str) -> bool {
-        let Some(range) = self.write_notes(listed, reason) else { return false };
-        let count: u64 = range.iter().map(|(from, to)| to - from + 1).sum();
-        self.dropped += count;
-        self.shared.metrics.dropped(reason).inc_by(count);
-        self.shared.view().dropped = self.dropped + self.memory.refused_total();
-        log::warn!(
-            "dropped {count} undelivered readings ({}..={}) for {reason}; a gap record will say so",
-            listed.first_sequence,
-            listed.end_sequence().saturating_sub(1)
-        );
-        self.remove_files(listed.id)
+        let noted = self.write_notes(listed, reason);
+        let gone = noted.is_some_and(|ranges| {
+            let count: u64 = ranges.iter().map(|(from, to)| to - from + 1).sum();
+            self.dropped += count;
+            self.shared.metrics.dropped(reason).inc_by(count);
+            self.shared.view().dropped = self.dropped + self.memory.refused_total();
+            log::warn!(
+                "dropped {count} undelivered readings ({}..={}) for {reason}; a gap record will say so",
+                listed.first_sequence,
+                listed.end_sequence().saturating_sub(1)
+            );
+            self.remove_files(listed.id)
+        });
+        self.shared.publish(|view| view.claimed = None);
+        gone
     }
 
     /// Writes notes for what of a closed generation is neither delivered nor noted; the ranges, once they are durable.
@@ -248,14 +251,19 @@ impl Writer {
             }
             self.finish_group()
         })();
-        if let Err(stop) = &result {
-            self.failed(stop);
+        match &result {
+            Ok(()) => self.succeeded(),
+            Err(stop) => {
+                self.failed(stop);
+                // Nothing was removed for them. Written later they would name readings that meanwhile are on their way.
+                self.backlog.retain(|work| !matches!(work, Work::Note(_, None)));
+            }
         }
         result.is_ok()
     }
 
     /// Somebody cannot read a generation: what it held and is not delivered is noted, then it is moved away.
-    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<()>) {
+    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<bool>) {
         log::error!("{} is damaged ({why})", self.directory.generation(id).display());
         if self.current.as_ref().is_some_and(|current| current.generation.id() == id) {
             if let Err(stop) = self.rotate() {
@@ -263,15 +271,20 @@ impl Writer {
             }
         }
         let listed = self.shared.view().generations.iter().find(|listed| listed.id == id).cloned();
-        if let Some(listed) = listed.filter(|listed| listed.closed.is_some()) {
-            if let Some(ranges) = self.write_notes(&listed, "damage") {
-                for (from, to) in ranges {
-                    log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
+        let gone = match listed {
+            None => true,
+            Some(listed) => match self.write_notes(&listed, "damage") {
+                None => false,
+                Some(ranges) => {
+                    for (from, to) in ranges {
+                        log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
+                    }
+                    self.move_aside(id);
+                    true
                 }
-                self.move_aside(id);
-            }
-        }
-        if done.send(()).is_err() {
+            },
+        };
+        if done.send(gone).is_err() {
             log::debug!("nobody waits for {id} any more");
         }
     }
