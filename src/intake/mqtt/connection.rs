@@ -355,9 +355,11 @@ impl Connection {
     fn message(&mut self, publish: Publish) {
         if !matches!(self.phase, Phase::Taking) && publish.qos != Qos::AtMostOnce {
             // Unacknowledged: the broker sends it again on the next connection.
+            self.forget(&publish);
             return;
         }
-        if let Err(NoRoom) = self.inlet.message(publish) {
+        if let Err(NoRoom(publish)) = self.inlet.message(publish) {
+            self.forget(&publish);
             self.leave_for_room();
         }
     }
@@ -372,6 +374,14 @@ impl Connection {
         // Leaving at once would leave all that is held unacknowledged: the broker would begin with the same messages
         // again, and if they alone fill the room, never get further.
         self.drain(End::Held, Some(Instant::now() + DRAIN_WITHIN));
+    }
+
+    /// A message that is not taken, but whose DUP = 0 says that its identifier begins anew: what the log knows under it is
+    /// over. Else its redelivery could be taken for one of an older message with the same payload.
+    fn forget(&self, publish: &Publish) {
+        if !publish.dup {
+            self.inlet.send(Input::Control(Control::Released(vec![publish.id])));
+        }
     }
 
     fn tick(&mut self) -> Option<End> {

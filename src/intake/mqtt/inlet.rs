@@ -74,9 +74,9 @@ pub(super) struct Inlet {
     pub(super) lost_topic: Option<ByteString>,
 }
 
-/// There is no room for a message that the broker keeps: leave.
+/// There is no room for this message, which the broker keeps: leave.
 #[derive(Debug)]
-pub(super) struct NoRoom;
+pub(super) struct NoRoom(pub(super) Publish);
 
 impl Inlet {
     /// Hands a message on. Without room QoS 0 is dropped and counted.
@@ -87,7 +87,7 @@ impl Inlet {
         let at = clock::now();
         let Some(held) = self.held.try_acquire(bytes) else {
             if !best_effort {
-                return Err(NoRoom);
+                return Err(NoRoom(publish));
             }
             self.board.metrics.rejected.inc();
             self.losses.add(Reason::Qos0Dropped, Loss::at(at, publish.payload.len() as u64));

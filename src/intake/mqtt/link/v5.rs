@@ -1,6 +1,7 @@
 //! MQTT 5.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use rumqttc::Outgoing;
@@ -19,6 +20,8 @@ pub(in crate::intake::mqtt) struct Link {
     client: AsyncClient,
     events: EventLoop,
     connected: bool,
+    /// As configured.
+    keep_alive: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -72,7 +75,7 @@ impl Link {
         options.set_connect_properties(properties);
         let (client, mut events) = AsyncClient::new(options, QUEUE_MAX);
         events.state = seeded_state();
-        Self { client, events, connected: false }
+        Self { client, events, connected: false, keep_alive: settings.keep_alive }
     }
 
     pub(super) fn sender(&self) -> Sender {
@@ -89,6 +92,11 @@ impl Link {
             }
             WireEvent::Incoming(Packet::ConnAck(ack)) => {
                 self.connected = true;
+                // A broker may switch the keep-alive off (0). The library would then ping without a pause; we ping as
+                // configured, which proves acknowledgements and notices a dead link.
+                if self.events.options.keep_alive().is_zero() {
+                    self.events.options.set_keep_alive(self.keep_alive);
+                }
                 Event::Connected { session_present: ack.session_present, keep_alive: self.events.options.keep_alive() }
             }
             WireEvent::Incoming(Packet::SubAck(ack)) => {

@@ -24,6 +24,33 @@ async fn a_packet_that_is_too_large_becomes_a_named_alarm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_switches_the_keep_alive_off_is_served_on_one_connection() {
+    let broker = Broker::start().await;
+    let _bench = bench(settings(&broker, 5, 1));
+    let mut client = broker.accept().await;
+    // CONNACK with Server Keep Alive 0 (MQTT 5, 3.2.2.3.14).
+    client.send(0x20, &[0, 0, 3, 0x13, 0, 0]).await;
+    client.grant().await;
+    client.birth().await;
+    let mut pings = 0;
+    for id in 1..=20 {
+        client.publish(id, 1, false, "x").await;
+        loop {
+            match client.next_raw().await {
+                Packet::PingReq => pings += 1,
+                packet => {
+                    assert_eq!(packet, Packet::PubAck(id));
+                    break;
+                }
+            }
+            client.pong().await;
+        }
+    }
+    // The library sends the first one at once.
+    assert!(pings <= 1, "{pings} pings");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_room_the_source_leaves_and_comes_back_with_nothing_missing() {
     let broker = Broker::start().await;
     // Half a keep-alive interval is shorter than the outbox takes.
