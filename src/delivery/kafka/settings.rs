@@ -54,7 +54,7 @@ const BATCH_HEADER_BYTES: usize = 16 << 10;
 const MESSAGE_MAX_BYTES_MIN: usize = 1_000_000;
 /// Bytes that librdkafka holds before it says that its queue is full.
 const QUEUE_KBYTES: usize = 16_384;
-const QUEUE_MESSAGES: usize = 30_000;
+const QUEUE_MESSAGES: usize = 8_000;
 
 /// Name and value, in the order in which they are set.
 pub(super) type Settings = Vec<(String, String)>;
