@@ -259,7 +259,7 @@ impl Connection {
                 self.settle();
             }
             Event::OwnTaken(outcome) => self.own_taken(outcome),
-            Event::DisconnectWritten | Event::Other => {}
+            Event::ReceiptWritten | Event::DisconnectWritten | Event::Other => {}
         }
     }
 

@@ -5,12 +5,12 @@
 //! - A link lives for exactly one connection and is thrown away with it: its queue of acknowledgements, its unread
 //!   events and its packet state die together, so that nothing of an old connection can reach a new one. (The library
 //!   would keep all three; an acknowledgement that survives a lost session acknowledges another message: a loss.)
-//! - Nothing is acknowledged by itself; acknowledgements go through [`Sender`], which never blocks: its queue holds more
-//!   than there are packet identifiers.
+//! - Nothing is acknowledged by itself; acknowledgements go through [`Sender`], which never blocks.
 //! - The receiving side knows every packet identifier of QoS 2 from the start, so that any PUBREL gets its PUBCOMP as MQTT
 //!   5 asks (4.3.3); what is a duplicate is decided by the outbox's durable table.
 //! - Whoever owns a link calls [`Link::next`] again at once and does not drop the future unless it drops the link.
 
+mod acks;
 mod v3;
 mod v5;
 
@@ -23,9 +23,10 @@ use rustls::ClientConfig;
 
 use super::url::Endpoint;
 use crate::record::Qos;
+use acks::Acks;
 
-/// Acknowledgements that may wait for the wire: above the 65,535 packet identifiers there are.
-const QUEUE_MAX: usize = 70_000;
+/// Requests that may wait for the wire: what [`acks::Acks`] puts there, and more than we ever send besides.
+const QUEUE_MAX: usize = 4096;
 /// Own publications (the status topic) in flight.
 const OWN_IN_FLIGHT_MAX: u16 = 16;
 /// Until TCP, TLS and CONNACK must be done.
@@ -74,6 +75,8 @@ pub(super) enum Event {
     Released(u16),
     /// A PUBACK left.
     AckWritten(u16),
+    /// A PUBREC left.
+    ReceiptWritten,
     PingWritten,
     PingAnswered,
     /// SUBACK: what was granted per filter, or why not.
@@ -108,14 +111,25 @@ pub(super) enum LinkError {
 }
 
 /// See the module's description.
-pub(super) enum Link {
+pub(super) struct Link {
+    events: Events,
+    sender: Sender,
+}
+
+enum Events {
     V5(Box<v5::Link>),
     V3(Box<v3::Link>),
 }
 
 /// The sending side of a link. Clones send on the same connection; after its end nothing is sent any more.
 #[derive(Debug, Clone)]
-pub(super) enum Sender {
+pub(super) struct Sender {
+    wire: Wire,
+    acks: Arc<Acks>,
+}
+
+#[derive(Debug, Clone)]
+enum Wire {
     V5(v5::Sender),
     V3(v3::Sender),
 }
@@ -123,72 +137,94 @@ pub(super) enum Sender {
 impl Link {
     /// Makes ready; connects with the first [`Link::next`].
     pub(super) fn new(settings: &Settings) -> Self {
-        match settings.version {
-            3 => Self::V3(Box::new(v3::Link::new(settings))),
-            _ => Self::V5(Box::new(v5::Link::new(settings))),
-        }
+        let events = match settings.version {
+            3 => Events::V3(Box::new(v3::Link::new(settings))),
+            _ => Events::V5(Box::new(v5::Link::new(settings))),
+        };
+        let wire = match &events {
+            Events::V5(link) => Wire::V5(link.sender()),
+            Events::V3(link) => Wire::V3(link.sender()),
+        };
+        Self { events, sender: Sender { wire, acks: Arc::default() } }
     }
 
     /// The sending side.
     pub(super) fn sender(&self) -> Sender {
-        match self {
-            Self::V5(link) => Sender::V5(link.sender()),
-            Self::V3(link) => Sender::V3(link.sender()),
-        }
+        self.sender.clone()
     }
 
     /// What happens next. After an error the link is dead. Not safe to cancel.
     pub(super) async fn next(&mut self) -> Result<Event, LinkError> {
-        match self {
-            Self::V5(link) => link.next().await,
-            Self::V3(link) => link.next().await,
+        let event = match &mut self.events {
+            Events::V5(link) => link.next().await,
+            Events::V3(link) => link.next().await,
+        };
+        if matches!(event, Ok(Event::AckWritten(_) | Event::ReceiptWritten)) {
+            self.sender.acks.written(&self.sender.wire);
         }
+        event
     }
 
     /// QoS 0 messages that were received but not yet handed out when the connection broke.
     pub(super) fn leftovers(&mut self) -> Vec<Publish> {
-        match self {
-            Self::V5(link) => link.leftovers(),
-            Self::V3(link) => link.leftovers(),
+        match &mut self.events {
+            Events::V5(link) => link.leftovers(),
+            Events::V3(link) => link.leftovers(),
         }
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.sender.acks.close();
+    }
+}
+
 impl Sender {
-    /// Sends PUBACK (QoS 1) or PUBREC (QoS 2). `false`: the connection is gone.
+    /// Sends PUBACK (QoS 1) or PUBREC (QoS 2), in the order of the calls. `false`: the connection is gone.
     pub(super) fn acknowledge(&self, id: u16, qos: Qos) -> bool {
+        self.acks.push(&self.wire, id, qos)
+    }
+
+    /// Sends one SUBSCRIBE. `false`: the connection is gone.
+    pub(super) fn subscribe(&self, filters: &[(String, Qos)]) -> bool {
+        match &self.wire {
+            Wire::V5(sender) => sender.subscribe(filters),
+            Wire::V3(sender) => sender.subscribe(filters),
+        }
+    }
+
+    /// Sends one UNSUBSCRIBE. `false`: the connection is gone.
+    pub(super) fn unsubscribe(&self, filter: &str) -> bool {
+        match &self.wire {
+            Wire::V5(sender) => sender.unsubscribe(filter),
+            Wire::V3(sender) => sender.unsubscribe(filter),
+        }
+    }
+
+    /// Publishes, QoS 1, retained. `false`: the connection is gone.
+    pub(super) fn publish_retained(&self, topic: &str, payload: &str) -> bool {
+        match &self.wire {
+            Wire::V5(sender) => sender.publish_retained(topic, payload),
+            Wire::V3(sender) => sender.publish_retained(topic, payload),
+        }
+    }
+
+    /// Sends DISCONNECT after everything acknowledged or sent so far. `false`: the connection is gone.
+    pub(super) fn disconnect(&self) -> bool {
+        self.acks.leave(&self.wire)
+    }
+}
+
+impl Wire {
+    fn acknowledge(&self, id: u16, qos: Qos) -> bool {
         match self {
             Self::V5(sender) => sender.acknowledge(id, qos),
             Self::V3(sender) => sender.acknowledge(id, qos),
         }
     }
 
-    /// Sends one SUBSCRIBE. `false`: the connection is gone.
-    pub(super) fn subscribe(&self, filters: &[(String, Qos)]) -> bool {
-        match self {
-            Self::V5(sender) => sender.subscribe(filters),
-            Self::V3(sender) => sender.subscribe(filters),
-        }
-    }
-
-    /// Sends one UNSUBSCRIBE. `false`: the connection is gone.
-    pub(super) fn unsubscribe(&self, filter: &str) -> bool {
-        match self {
-            Self::V5(sender) => sender.unsubscribe(filter),
-            Self::V3(sender) => sender.unsubscribe(filter),
-        }
-    }
-
-    /// Publishes, QoS 1, retained. `false`: the connection is gone.
-    pub(super) fn publish_retained(&self, topic: &str, payload: &str) -> bool {
-        match self {
-            Self::V5(sender) => sender.publish_retained(topic, payload),
-            Self::V3(sender) => sender.publish_retained(topic, payload),
-        }
-    }
-
-    /// Sends DISCONNECT after everything queued so far. `false`: the connection is gone.
-    pub(super) fn disconnect(&self) -> bool {
+    fn disconnect(&self) -> bool {
         match self {
             Self::V5(sender) => sender.disconnect(),
             Self::V3(sender) => sender.disconnect(),

@@ -109,6 +109,7 @@ impl Link {
             }),
             WireEvent::Incoming(Packet::PingResp(_)) => Event::PingAnswered,
             WireEvent::Outgoing(Outgoing::PubAck(id)) => Event::AckWritten(id),
+            WireEvent::Outgoing(Outgoing::PubRec(_)) => Event::ReceiptWritten,
             WireEvent::Outgoing(Outgoing::PingReq) => Event::PingWritten,
             WireEvent::Outgoing(Outgoing::Disconnect) => Event::DisconnectWritten,
             _ => Event::Other,
