@@ -21,13 +21,13 @@ const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 /// For what is held to be stored and acknowledged before leaving for want of room. A full outbox takes longer: then the
 /// source leaves all the same.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
-/// How often something is read from the link while as many messages are open as may be: pings and acknowledgements go on.
-const CROWDED_TURN: Duration = Duration::from_millis(500);
 /// While the sources hold much, nothing is read for this long at most (and for half a keep-alive interval); then the source
 /// leaves until there is room. A disk that works makes room in milliseconds (docs/decisions/0303).
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Room is looked for this often meanwhile.
 const PAUSE_TURN: Duration = Duration::from_millis(2);
+/// With as many messages open as may be, the link is not read for this long after the last acknowledgement.
+const CROWDED_PATIENCE: Duration = Duration::from_secs(1);
 /// A refused subscription is tried again this often.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
 /// A session of this length ends the alarms that speak of short ones.
@@ -167,7 +167,7 @@ impl Connection {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.plan.stop.clone();
         loop {
-            self.answers.below(self.plan.receive_maximum, CROWDED_TURN).await;
+            self.answers.below(self.plan.receive_maximum, CROWDED_PATIENCE).await;
             self.wait_for_room().await;
             // The future is not safe to cancel: it is polled until it is done, whatever else happens meanwhile.
             let event = {

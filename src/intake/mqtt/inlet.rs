@@ -1,7 +1,7 @@
 //! From a PUBLISH to an input of the stage, with a permit for its bytes, or a decision what becomes of it without one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -22,31 +22,30 @@ pub(super) struct Answers {
     sender: Sender,
     open: AtomicUsize,
     acknowledged: Notify,
+    /// Nothing was acknowledged for a while.
+    stalled: AtomicBool,
 }
 
 impl Answers {
     pub(super) fn new(sender: Sender) -> Self {
-        Self { sender, open: AtomicUsize::new(0), acknowledged: Notify::new() }
+        Self { sender, open: AtomicUsize::new(0), acknowledged: Notify::new(), stalled: AtomicBool::new(false) }
     }
 
-    /// Waits until fewer than `limit` messages are open, at most `within`.
+    /// Waits until fewer than `limit` messages are open, or nothing has been acknowledged for `patience`.
     ///
     /// A broker may send more than our receive maximum: mosquitto 2.0.11 (Debian 12) sends a whole backlog once the first of
     /// it are acknowledged, more than 65,535 messages if it has them, and so takes packet identifiers again that are still
     /// in use. A redelivery under such an identifier cannot be recognised. What is not read stays in the socket, and the
     /// broker waits.
-    pub(super) async fn below(&self, limit: usize, within: Duration) {
-        let wait = async {
-            while self.open.load(Ordering::SeqCst) >= limit {
-                let acknowledged = self.acknowledged.notified();
-                if self.open.load(Ordering::SeqCst) >= limit {
-                    acknowledged.await;
-                }
+    ///
+    /// While the outbox takes nothing the link is read all the same: PINGRESP and SUBACK may be behind the messages, and
+    /// `held_bytes_max` is the limit then.
+    pub(super) async fn below(&self, limit: usize, patience: Duration) {
+        while self.open.load(Ordering::SeqCst) >= limit && !self.stalled.load(Ordering::SeqCst) {
+            // `notify_one` leaves a permit if it comes before this.
+            if tokio::time::timeout(patience, self.acknowledged.notified()).await.is_err() {
+                self.stalled.store(true, Ordering::SeqCst);
             }
-        };
-        if self.open.load(Ordering::SeqCst) >= limit {
-            // Passing the limit now and then keeps pings and acknowledgements going while the outbox takes nothing.
-            let _ = tokio::time::timeout(within, wait).await;
         }
     }
 }
@@ -54,6 +53,7 @@ impl Answers {
 impl Acknowledge for Answers {
     fn acknowledge(&self, id: u16, qos: Qos, _proof: &Durable) -> bool {
         self.open.fetch_sub(1, Ordering::SeqCst);
+        self.stalled.store(false, Ordering::SeqCst);
         self.acknowledged.notify_one();
         self.sender.acknowledge(id, qos)
     }
