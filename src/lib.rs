@@ -24,6 +24,7 @@ pub mod config;
 pub mod delivery;
 pub mod demo;
 pub mod intake;
+pub mod memory;
 pub mod metrics;
 pub mod outbox;
 pub mod progress;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use fieldpost::cli::{self, Arguments};
 
 fn main() -> ExitCode {
+    fieldpost::memory::keep_large_blocks_apart();
     let arguments = match Arguments::from_command_line() {
         Ok(arguments) => arguments,
         Err(told) => return told.into(),
