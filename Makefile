@@ -32,7 +32,7 @@ demo: setup
 check: setup
 	cargo fmt --all -- --check
 	@$(LOCKED) cargo clippy --locked --all-targets -- -D warnings
-	@$(LOCKED) env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	@$(LOCKED) env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items
 	@scripts/deny
 
 test: setup

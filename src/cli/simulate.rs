@@ -30,6 +30,8 @@ Examples:
   fieldpost simulate --serial --link /tmp/meter                       then read it: path = \"/tmp/meter\""
 )]
 pub(super) struct Simulate {
+    // The comment is the help text; its brackets are no links.
+    #[allow(rustdoc::broken_intra_doc_links)]
     /// Publish to this broker: mqtt://[user[:password]@]host[:port] or mqtts://...
     #[arg(long, value_name = "URL", required_unless_present = "serial", conflicts_with = "serial")]
     mqtt: Option<String>,
