@@ -3,22 +3,32 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The directory of this run of the test program. Those of earlier runs that have ended are removed.
+/// The directory of this run of the test program, by a short name: a link in the system's temporary directory. The name of a socket
+/// in it must stay below 108 bytes, wherever the build directory is. What earlier runs that have ended left is removed.
 pub fn run_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("end_to_end");
-        for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if !Path::new("/proc").join(&name).exists() {
-                let _ = std::fs::remove_dir_all(entry.path());
+        let links = std::env::temp_dir();
+        for (of, prefix) in [(&root, ""), (&links, LINK_PREFIX)] {
+            for entry in std::fs::read_dir(of).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
+                if pid.bytes().all(|byte| byte.is_ascii_digit()) && !Path::new("/proc").join(pid).exists() {
+                    // Another user's is left alone by the system.
+                    let _ = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
+                }
             }
         }
         let dir = root.join(std::process::id().to_string());
         std::fs::create_dir_all(&dir).unwrap();
-        dir
+        let link = links.join(format!("{LINK_PREFIX}{}", std::process::id()));
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        link
     })
 }
+
+const LINK_PREFIX: &str = "fieldpost-test-";
 
 /// The directory of one test.
 #[derive(Debug)]
