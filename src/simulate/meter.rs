@@ -246,7 +246,7 @@ mod tests {
     fn what_a_reader_left_unread_is_not_kept_for_the_next_one() {
         let meter = Meter::open(None).unwrap();
         let (log, stop) = (Log::default(), AtomicBool::new(false));
-        let slow = MeterOptions { rate: 50.0, ..options(6) };
+        let slow = MeterOptions { rate: 50.0, ..options(100_000) };
         std::thread::scope(|scope| {
             let first = std::fs::File::open(meter.path()).unwrap();
             let thread = scope.spawn(|| meter.run(&slow, &log, &stop));
@@ -262,7 +262,10 @@ mod tests {
             let mut line = String::new();
             BufReader::new(&second).read_line(&mut line).unwrap();
             let heard = Identity::of(line.as_bytes()).unwrap().counter;
-            assert!(log.0.lock().unwrap().contains(&format!("written {heard} first")));
+            // The line may be read before the meter has told that it was written; the next one is told after it.
+            wait_for(&format!("written {}", heard + 1));
+            stop.store(true, Ordering::Relaxed);
+            assert!(log.0.lock().unwrap().contains(&format!("written {heard} first")), "{heard}");
         });
     }
 
