@@ -35,6 +35,7 @@ pub fn start() -> io::Result<Signals> {
     let mut signals = Iterator::new([SIGTERM, SIGINT, SIGHUP])?;
     let (orders, receiver) = mpsc::channel(4);
     std::thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(move || {
+        let mut told = false;
         for signal in signals.forever() {
             let sent = match signal {
                 // A full queue holds a reload already, which has not begun.
@@ -42,7 +43,12 @@ pub fn start() -> io::Result<Signals> {
                     Err(mpsc::error::TrySendError::Closed(_)) => return,
                     _ => Ok(()),
                 },
-                _ => orders.blocking_send(Order::Stop),
+                // Two signals at the same instant are handled by two threads, and neither sees the other's flag.
+                _ if told => signal_hook::low_level::exit(EXIT_AT_ONCE),
+                _ => {
+                    told = true;
+                    orders.blocking_send(Order::Stop)
+                }
             };
             if sent.is_err() {
                 return;
