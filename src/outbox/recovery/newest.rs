@@ -1,0 +1,119 @@
+//! The newest generations: opened from the end back until one has a complete snapshot.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::outbox::OpenError;
+
+use super::super::directory::{Found, GenerationId};
+use super::super::generation::{Generation, StoreError};
+use super::super::memory::Memory;
+use super::super::position::Position;
+use super::super::scan::{Scan, scan};
+use super::{Recovery, io_error};
+
+const BUSY_TRIES: u32 = 100;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
+
+/// A generation that opened, with what was found in it.
+pub(super) struct Tried {
+    pub(super) found: Found,
+    pub(super) generation: Generation,
+    pub(super) scan: Scan,
+}
+
+fn store_error(path: &Path, error: StoreError) -> OpenError {
+    let source = match error {
+        StoreError::Full(text) => io::Error::new(io::ErrorKind::StorageFull, text),
+        StoreError::Io(error) => error,
+        error => io::Error::other(error.to_string()),
+    };
+    OpenError::Io { what: "open", path: path.display().to_string(), source }
+}
+
+impl Recovery {
+    /// Generations by number, without a newest one that is only half made.
+    pub(super) fn list(&self, acked: Position) -> Result<Vec<Found>, OpenError> {
+        let path = self.directory.path();
+        let mut found = self.directory.list().map_err(io_error("list", path))?;
+        if let Some(last) = found.last().copied().filter(|last| !last.marked) {
+            if acked.next_index <= last.id.first_index {
+                log::info!("removing {}: it was never finished", last.id);
+                self.directory.remove(last.id).map_err(io_error("remove", &self.directory.generation(last.id)))?;
+                found.pop();
+            }
+        }
+        Ok(found)
+    }
+
+    /// Opens one; `None`: it is damaged.
+    pub(super) fn try_open(&self, id: GenerationId) -> Result<Option<Generation>, OpenError> {
+        let path = self.directory.generation(id);
+        let mut given_up = false;
+        let mut busy = 0;
+        loop {
+            match Generation::open(&self.directory, id, self.sizes.segment_bytes) {
+                Ok(generation) => return Ok(Some(generation)),
+                Err(StoreError::Damaged(why)) => {
+                    log::error!(
+                        "{} does not open ({why}): it is moved to {}",
+                        path.display(),
+                        self.directory.damaged().display()
+                    );
+                    return Ok(None);
+                }
+                Err(StoreError::Full(_)) if !given_up => {
+                    given_up = true;
+                    let gave = self
+                        .directory
+                        .give_up_reserve()
+                        .map_err(io_error("remove", &self.directory.file("reserve")))?;
+                    log::warn!("the disk is full while the outbox opens; the reserve was given up: {gave}");
+                }
+                // We hold the lock of the directory: whoever has it open is about to let go.
+                Err(StoreError::Busy(_)) if busy < BUSY_TRIES => {
+                    busy += 1;
+                    std::thread::sleep(BUSY_WAIT);
+                }
+                Err(error) => return Err(store_error(&path, error)),
+            }
+        }
+    }
+
+    /// Opens from the newest back to the first with a complete snapshot. Returns the older ones, the opened ones (oldest
+    /// first) and what they say.
+    pub(super) fn newest(&mut self, found: &[Found]) -> Result<(Vec<Found>, Vec<Tried>, Memory), OpenError> {
+        let mut tried: Vec<Tried> = Vec::new();
+        let mut left = found.len();
+        let mut memory = Memory::default();
+        while left > 0 {
+            left -= 1;
+            let limit = found.get(left + 1).map(|next| next.id.first_index);
+            let Some(generation) = self.try_open(found[left].id)? else {
+                self.set_aside.push(found[left].id);
+                continue;
+            };
+            let mut own = Memory::default();
+            match scan(&generation, limit, &mut own) {
+                Ok(scan) => tried.push(Tried { found: found[left], generation, scan }),
+                Err(error) => {
+                    log::error!("{} cannot be read ({error}): it is moved away", found[left].id);
+                    self.set_aside.push(found[left].id);
+                    continue;
+                }
+            }
+            memory = own;
+            if memory.complete {
+                break;
+            }
+            log::error!("the snapshot of {} is damaged: going back to the one before", found[left].id);
+        }
+        tried.reverse();
+        for (at, later) in tried.iter().enumerate().skip(1) {
+            let limit = tried.get(at + 1).map(|next| next.found.id.first_index);
+            scan(&later.generation, limit, &mut memory).map_err(|error| store_error(self.directory.path(), error))?;
+        }
+        Ok((found[..left].to_vec(), tried, memory))
+    }
+}
