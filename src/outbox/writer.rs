@@ -4,34 +4,34 @@
 //! then answers. What fails stays queued, in order, and is written again into the next generation. Sources get one
 //! answer per sync. Readings are refused or held back when the disk is full; control entries and notes have headroom.
 //!
-//! `writer/commit.rs` writes and answers, `writer/rotate.rs` makes, closes and removes generations, `writer/room.rs`
-//! applies the policies.
+//! `writer/queue.rs` holds what waits, `writer/flights.rs` what is under way, `writer/tail.rs` the numbers of the log's end,
+//! `writer/schedule.rs` says what is due. `writer/commit.rs` writes and answers, `writer/rotate.rs` makes and closes
+//! generations, `writer/remove.rs` removes them, `writer/room.rs` applies the policies.
 
 mod commit;
+mod flights;
+mod queue;
+mod remove;
 mod room;
 mod rotate;
+mod schedule;
+mod stop;
+mod tail;
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::UnboundedSender;
-
-use crate::backoff::Backoff;
 use crate::clock;
 use crate::config;
-use crate::outbox::{Answer, Arrival, Control, Outcome};
-use crate::promise::Durable;
-use crate::record::{Reading, SourceId};
+use crate::outbox::{Arrival, Control};
 
 use super::directory::{Directory, GenerationId};
-use super::entry::Segment;
-use super::generation::{Generation, StoreError, block_bytes_max};
+use super::generation::{Generation, block_bytes_max};
 use super::limits::Sizes;
-use super::memory::{Memory, Undo};
+use super::memory::Memory;
 use super::note::Note;
 use super::packer::Packer;
 use super::position::{Position, PositionFile};
@@ -39,25 +39,20 @@ use super::recovery::Opened;
 use super::summary::Summary;
 use super::view::Shared;
 
-/// `pos` is synced at most this often.
-const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// Control entries wait this long for company.
-const CONTROL_WAIT: Duration = Duration::from_secs(1);
+pub(super) use queue::Source;
+
+use flights::Flights;
+use queue::{Queue, Work};
+use room::Room;
+use schedule::Timers;
+use tail::Tail;
+
 /// When the outbox is full, room is looked for this often.
 const ROOM_EVERY: Duration = Duration::from_millis(200);
 /// A sync on an SD card may take this long before it counts as a stall.
 const SYNC_STALL: Duration = Duration::from_secs(120);
 /// The loop beats at least this often.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-/// Metrics are brought up to date at most this often.
-const METRICS_EVERY: Duration = Duration::from_millis(500);
-
-/// One source, as the writer knows it.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) id: SourceId,
-    pub(super) answers: UnboundedSender<Answer>,
-}
 
 /// What comes through the writer's channel.
 #[derive(Debug)]
@@ -75,29 +70,6 @@ pub(super) enum Command {
     Close,
 }
 
-/// Something to be written.
-#[derive(Debug)]
-enum Work {
-    Arrival(Arc<Source>, Arrival),
-    Control(Arc<Source>, Control),
-    /// A gap record for readings refused.
-    Told(SourceId, Box<Reading>, super::entry::Refusal),
-    Note(Box<Note>, Option<SyncSender<()>>),
-}
-
-/// Something written and not yet durable.
-#[derive(Debug)]
-struct Flight {
-    work: Work,
-    /// Index of its commit mark; [`UNSETTLED`] while its refusal is not written.
-    through: u64,
-    /// Sequence after it.
-    sequence_after: u64,
-    outcome: Outcome,
-}
-
-const UNSETTLED: u64 = u64::MAX;
-
 /// The newest generation.
 #[derive(Debug)]
 struct Current {
@@ -107,41 +79,6 @@ struct Current {
     /// Raw bytes after its snapshot.
     raw_bytes: u64,
     made_at: Instant,
-}
-
-/// Why work stopped.
-#[derive(Debug)]
-enum Stop {
-    /// The generation failed: close it, go on in the next.
-    Store(StoreError),
-    /// Something beside it failed (`pos`, `state`, a marker): try again later.
-    Io(&'static str, io::Error),
-}
-
-impl From<StoreError> for Stop {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl std::fmt::Display for Stop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Store(error) => error.fmt(f),
-            Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
-        }
-    }
-}
-
-impl Stop {
-    fn is_full(&self) -> bool {
-        match self {
-            Self::Store(error) => matches!(error, StoreError::Full(_)),
-            Self::Io(_, error) => {
-                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
-        }
-    }
 }
 
 /// State of the thread.
@@ -154,36 +91,15 @@ pub(super) struct Writer {
     config: config::Outbox,
     position: PositionFile,
     memory: Memory,
-    packer: Packer,
+    tail: Tail,
+    queue: Queue,
+    flights: Flights,
     current: Option<Current>,
     next_number: u64,
-    segment: Segment,
-    /// The segment entry is not yet in the log.
-    segment_due: bool,
-    durable: Durable,
-    /// First sequence that is not durable.
-    durable_end_sequence: u64,
-    backlog: VecDeque<Work>,
-    flights: VecDeque<Flight>,
-    undo: Vec<(u64, Undo)>,
-    /// Encoded bytes inserted since the last sync.
-    unsynced_bytes: usize,
-    /// First index that is not inserted.
-    inserted_end: u64,
-    /// Sources with refusals that are not yet in the log.
-    unsettled: Vec<SourceId>,
-    full: bool,
-    has_reserve: bool,
+    room: Room,
     /// Readings dropped by policy since start.
     dropped: u64,
-    /// Bytes on disk of `damaged/`.
-    damaged_bytes: u64,
-    waiting_since: Option<Instant>,
-    retry: Backoff,
-    retry_at: Option<Instant>,
-    position_at: Instant,
-    room_at: Instant,
-    metrics_at: Instant,
+    timers: Timers,
     closing: bool,
     /// Of the state directory; held until everything is closed.
     lock: Option<File>,
@@ -199,22 +115,13 @@ impl Writer {
         sizes: Sizes,
         config: config::Outbox,
     ) -> io::Result<Self> {
-        let durable_index = crate::record::Index(opened.next_index - 1);
+        let (index, sequence) = (opened.next_index, opened.next_sequence);
+        let packer = Packer::new(config.compression, block_bytes_max(sizes.segment_bytes), index, sequence);
         let mut writer = Self {
-            packer: Packer::new(
-                config.compression,
-                block_bytes_max(sizes.segment_bytes),
-                opened.next_index,
-                opened.next_sequence,
-            ),
-            // Opening synced every file, so all that was found is on the medium.
-            durable: Durable::after_sync(durable_index),
-            durable_end_sequence: opened.next_sequence,
+            tail: Tail::behind(index, sequence, packer, opened.segment, opened.current.is_some()),
             directory: opened.directory,
             position: opened.position,
             memory: opened.memory,
-            segment: opened.segment,
-            segment_due: opened.current.is_some(),
             current: opened.current.map(|current| Current {
                 generation: current.generation,
                 summary: current.summary,
@@ -222,22 +129,11 @@ impl Writer {
                 made_at: Instant::now(),
             }),
             next_number: opened.next_number,
-            inserted_end: opened.next_index,
-            unsynced_bytes: 0,
-            backlog: VecDeque::new(),
-            flights: VecDeque::new(),
-            undo: Vec::new(),
-            unsettled: Vec::new(),
-            full: false,
-            has_reserve: false,
+            queue: Queue::default(),
+            flights: Flights::default(),
+            room: Room::new(),
             dropped: 0,
-            damaged_bytes: 0,
-            waiting_since: None,
-            retry: Backoff::new(Duration::from_millis(50), Duration::from_secs(5)),
-            retry_at: None,
-            position_at: Instant::now(),
-            room_at: Instant::now(),
-            metrics_at: Instant::now(),
+            timers: Timers::new(),
             closing: false,
             lock: Some(opened.lock),
             shared,
@@ -246,19 +142,13 @@ impl Writer {
             config,
         };
         if writer.current.is_none() {
-            if let Err(stop) = writer.make_generation() {
-                return Err(match stop {
-                    Stop::Io(_, error) | Stop::Store(StoreError::Io(error)) => error,
-                    Stop::Store(StoreError::Full(text)) => io::Error::new(io::ErrorKind::StorageFull, text),
-                    Stop::Store(error) => io::Error::other(error.to_string()),
-                });
-            }
+            writer.make_generation()?;
         }
         for id in opened.set_aside {
             writer.move_aside(id);
         }
-        writer.damaged_bytes = super::directory::disk_bytes(&writer.directory.damaged());
-        writer.has_reserve = writer.directory.file("reserve").exists();
+        writer.room.damaged_bytes = super::directory::disk_bytes(&writer.directory.damaged());
+        writer.room.has_reserve = writer.directory.file("reserve").exists();
         writer.publish_memory();
         writer.look_for_room();
         writer.tell_refused();
@@ -278,7 +168,7 @@ impl Writer {
                 self.commit();
             }
             self.sync_position_if_due();
-            if self.metrics_at.elapsed() >= METRICS_EVERY {
+            if self.timers.metrics_are_due() {
                 self.update_metrics();
             }
         }
@@ -287,7 +177,7 @@ impl Writer {
 
     /// Closed, and nothing left that can be written.
     fn is_done(&self) -> bool {
-        self.closing && (self.backlog.is_empty() || self.full || self.retry_at.is_some())
+        self.closing && (self.queue.is_empty() || self.room.full || self.timers.retry_at.is_some())
     }
 
     /// Waits for commands until the next thing is due; takes all that are there.
@@ -310,10 +200,10 @@ impl Writer {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(source, arrivals) => {
-                self.backlog.extend(arrivals.into_iter().map(|arrival| Work::Arrival(source.clone(), arrival)));
+                arrivals.into_iter().for_each(|arrival| self.queue.push(Work::Arrival(source.clone(), arrival)));
             }
-            Command::Control(source, control) => self.backlog.push_back(Work::Control(source, control)),
-            Command::Note(note, done) => self.backlog.push_front(Work::Note(Box::new(note), Some(done))),
+            Command::Control(source, control) => self.queue.push(Work::Control(source, control)),
+            Command::Note(note, done) => self.queue.push_front(Work::Note(Box::new(note), Some(done))),
             Command::SetAside(id, why, done) => self.set_aside(id, &why, done),
             Command::SyncPosition(done) => {
                 let result = self.sync_position();
@@ -324,61 +214,15 @@ impl Writer {
             Command::Nudge => self.shared.nudge_taken(),
             Command::Close => self.closing = true,
         }
-        if self.waiting_since.is_none() && !self.backlog.is_empty() {
-            self.waiting_since = Some(Instant::now());
-        }
-    }
-
-    /// When the loop must turn again without being asked.
-    fn next_due(&self) -> Instant {
-        let now = Instant::now();
-        let mut due = now + BEAT_EVERY;
-        if !self.backlog.is_empty() {
-            due = due.min(self.commit_due());
-        }
-        if self.position_is_behind() {
-            due = due.min(self.position_at + POSITION_EVERY);
-        }
-        due
-    }
-
-    /// When what waits is to be written.
-    fn commit_due(&self) -> Instant {
-        let since = self.waiting_since.unwrap_or_else(Instant::now);
-        if let Some(at) = self.retry_at {
-            return at;
-        }
-        if self.full && self.config.when_full != config::outbox::WhenFull::DropNewest {
-            // Only what needs no room, and whatever room there is by then.
-            return self.room_at + ROOM_EVERY;
-        }
-        if self.closing {
-            return since;
-        }
-        if self.backlog.iter().all(Work::can_wait) {
-            return since + CONTROL_WAIT;
-        }
-        since + self.gather()
-    }
-
-    fn gather(&self) -> Duration {
-        match self.config.sync {
-            config::outbox::Sync::Batch => self.config.gather.0,
-            config::outbox::Sync::Interval(span) => self.config.gather.0.max(span.0),
-        }
-    }
-
-    fn is_due(&self) -> bool {
-        !self.backlog.is_empty() && Instant::now() >= self.commit_due()
     }
 
     /// Where the log stands, for `pos`.
     fn position_now(&self) -> Position {
-        let durable_end = self.durable_end_sequence;
+        let durable_end = self.tail.durable_end_sequence;
         Position {
-            incarnation_number: self.segment.incarnation_number,
+            incarnation_number: self.tail.segment.incarnation_number,
             committed: self.shared.view().committed.min(durable_end.saturating_sub(1)),
-            next_index: self.durable.through().0 + 1,
+            next_index: self.tail.durable_end_index(),
             next_sequence: durable_end,
         }
     }
@@ -388,7 +232,7 @@ impl Writer {
     }
 
     fn sync_position_if_due(&mut self) {
-        if self.position_at.elapsed() >= POSITION_EVERY && self.position_is_behind() {
+        if self.timers.position_is_due() && self.position_is_behind() {
             if let Err(error) = self.sync_position() {
                 log::error!("cannot write outbox/pos ({error}); it is tried again in a second");
             }
@@ -396,7 +240,7 @@ impl Writer {
     }
 
     fn sync_position(&mut self) -> io::Result<()> {
-        self.position_at = Instant::now();
+        self.timers.position_at = Instant::now();
         let position = self.position_now();
         self.shared.progress.phase("syncing the position", SYNC_STALL);
         self.position.write(position)?;
@@ -419,8 +263,8 @@ impl Writer {
                 "cannot write outbox/pos at the end ({error}): delivered readings may be read again, not sent again"
             );
         }
-        if !self.backlog.is_empty() {
-            log::warn!("{} submissions were not stored before the end; they were not acknowledged", self.backlog.len());
+        if !self.queue.is_empty() {
+            log::warn!("{} submissions were not stored before the end; they were not acknowledged", self.queue.len());
         }
         if let Some(current) = self.current.take() {
             current.generation.close();
@@ -437,7 +281,7 @@ impl Writer {
     }
 
     fn update_metrics(&mut self) {
-        self.metrics_at = Instant::now();
+        self.timers.metrics_at = Instant::now();
         let mut view = self.shared.view();
         let waiting = view.durable_sequence.saturating_sub(view.committed);
         let committed = view.committed;
@@ -465,12 +309,5 @@ impl Drop for End {
                 view.closed = true;
             });
         }
-    }
-}
-
-impl Work {
-    /// Whether it may wait for company: packet identifiers that are done.
-    fn can_wait(&self) -> bool {
-        matches!(self, Self::Control(_, Control::Released(_)))
     }
 }

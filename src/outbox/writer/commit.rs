@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::outbox::WhenFull;
 use crate::outbox::{Answer, Arrival, Control, Outcome};
 use crate::promise::Durable;
 use crate::record::{Index, ReceiptTime};
@@ -11,7 +12,10 @@ use super::super::entry::{self, ALONE, FIRST};
 use super::super::generation::unsynced_bytes_max;
 use super::super::reading::PacketMark;
 use super::super::recovery::LIMIT_STEP;
-use super::{Current, Flight, SYNC_STALL, Source, Stop, UNSETTLED, Work, Writer};
+use super::flights::{Flight, UNSETTLED};
+use super::queue::{Source, Work};
+use super::stop::Stop;
+use super::{Current, SYNC_STALL, Writer};
 
 /// A group ends at this many works (and at `Sizes::group_raw_bytes`), so that trims and answers are not kept waiting.
 const GROUP_WORKS_MAX: usize = 20_000;
@@ -24,11 +28,11 @@ impl Writer {
     /// Writes what waits. Whatever happens, nothing is answered that is not durable.
     pub(super) fn commit(&mut self) {
         self.shared.progress.phase("writing", SYNC_STALL);
-        self.retry_at = None;
+        self.timers.retry_at = None;
         self.look_for_room();
         match self.try_commit() {
             Ok(()) => {
-                self.waiting_since = (!self.backlog.is_empty()).then(Instant::now);
+                self.queue.restart_waiting();
                 self.succeeded();
             }
             Err(stop) => self.failed(&stop),
@@ -37,9 +41,9 @@ impl Writer {
 
     /// Something was written: what failed before is over.
     pub(super) fn succeeded(&mut self) {
-        self.retry.reset();
-        self.retry_at = None;
-        self.set_state(if self.full { "full" } else { "ok" });
+        self.timers.retry.reset();
+        self.timers.retry_at = None;
+        self.set_state(if self.room.full { "full" } else { "ok" });
     }
 
     fn try_commit(&mut self) -> Result<(), Stop> {
@@ -65,29 +69,10 @@ impl Writer {
 
     /// The next thing that may be written: when there is no room, control entries of sources that wait for none.
     fn next_work(&mut self) -> Option<Work> {
-        use crate::config::outbox::WhenFull;
-        if !self.full || self.config.when_full == WhenFull::DropNewest {
-            return self.backlog.pop_front();
+        if !self.room.full || self.config.when_full == WhenFull::DropNewest {
+            return self.queue.pop();
         }
-        let mut waiting: Vec<*const Source> = Vec::new();
-        let mut found = None;
-        for (at, work) in self.backlog.iter().enumerate() {
-            match work {
-                Work::Note(..) => found = Some(at),
-                Work::Told(..) => {}
-                Work::Arrival(source, _) => {
-                    if !waiting.contains(&Arc::as_ptr(source)) {
-                        waiting.push(Arc::as_ptr(source));
-                    }
-                }
-                Work::Control(source, _) if !waiting.contains(&Arc::as_ptr(source)) => found = Some(at),
-                Work::Control(..) => {}
-            }
-            if found.is_some() {
-                break;
-            }
-        }
-        self.backlog.remove(found?)
+        self.queue.pop_needing_no_room()
     }
 
     /// Gives a work its entries. Nothing touches the disk here.
@@ -98,18 +83,18 @@ impl Writer {
             Work::Told(source, reading, refusal) => {
                 self.write_segment();
                 let told = entry::Control::Refused(source.clone(), refusal.clone());
-                self.packer.push_control(&told, FIRST);
-                let through = self.packer.push_tail(source, reading);
+                self.tail.packer.push_control(&told, FIRST);
+                let through = self.tail.packer.push_tail(source, reading);
                 let undo = self.memory.set_refusal(source, refusal.clone());
-                self.undo.push((through, undo));
+                self.flights.push_undo(through, undo);
                 (through, Outcome::Appended)
             }
             Work::Note(note, _) => {
-                (self.packer.push_control(&entry::Control::Note((**note).clone()), ALONE), Outcome::Appended)
+                (self.tail.packer.push_control(&entry::Control::Note((**note).clone()), ALONE), Outcome::Appended)
             }
         };
         let (through, outcome) = flight;
-        self.flights.push_back(Flight { work, through, sequence_after: self.packer.next_sequence(), outcome });
+        self.flights.push(Flight { work, through, sequence_after: self.tail.packer.next_sequence(), outcome });
     }
 
     fn write_arrival(&mut self, source: Arc<Source>, arrival: &Arrival) -> (u64, Outcome) {
@@ -120,17 +105,17 @@ impl Writer {
             }
         }
         if arrival.readings.is_empty() && arrival.packet.is_none() {
-            return (self.packer.next_index() - 1, Outcome::Appended);
+            return (self.tail.packer.next_index() - 1, Outcome::Appended);
         }
-        if self.full && !arrival.readings.is_empty() {
+        if self.room.full && !arrival.readings.is_empty() {
             self.refuse(id, &arrival.readings);
             return (UNSETTLED, Outcome::Refused);
         }
         self.write_segment();
-        let through = self.packer.push_arrival(id, &arrival.readings, arrival.packet.as_ref());
+        let through = self.tail.packer.push_arrival(id, &arrival.readings, arrival.packet.as_ref());
         if let Some(packet) = &arrival.packet {
             let undo = self.memory.enter(id, PacketMark::from(packet), through);
-            self.undo.push((through, undo));
+            self.flights.push_undo(through, undo);
         }
         (through, Outcome::Appended)
     }
@@ -139,45 +124,45 @@ impl Writer {
         let id = &source.id;
         match control {
             Control::SessionCleared => {
-                let through = self.packer.push_control(&entry::Control::SessionCleared(id.clone()), ALONE);
+                let through = self.tail.packer.push_control(&entry::Control::SessionCleared(id.clone()), ALONE);
                 if let Some(undo) = self.memory.clear_session(id) {
-                    self.undo.push((through, undo));
+                    self.flights.push_undo(through, undo);
                 }
                 through
             }
             Control::Released(ids) => {
                 for ids in ids.chunks(RELEASED_MAX) {
                     let entry = entry::Control::Released(id.clone(), ids.to_vec());
-                    let through = self.packer.push_control(&entry, ALONE);
-                    self.memory.release(id, ids, |undo| self.undo.push((through, undo)));
+                    let through = self.tail.packer.push_control(&entry, ALONE);
+                    self.memory.release(id, ids, |undo| self.flights.push_undo(through, undo));
                 }
-                self.packer.next_index() - 1
+                self.tail.packer.next_index() - 1
             }
         }
     }
 
     /// The first arrival of this process in a generation that an earlier one began.
     fn write_segment(&mut self) {
-        if std::mem::take(&mut self.segment_due) {
-            self.packer.push_control(&entry::Control::Segment(self.segment.clone()), ALONE);
+        if std::mem::take(&mut self.tail.segment_due) {
+            self.tail.packer.push_control(&entry::Control::Segment(self.tail.segment.clone()), ALONE);
         }
     }
 
     /// Inserts blocks that are ready, with a sync where the cap demands one. Returns the raw bytes inserted.
     fn insert_ready(&mut self) -> Result<u64, Stop> {
         let mut raw_bytes = 0;
-        while let Some(block) = self.packer.take() {
+        while let Some(block) = self.tail.packer.take() {
             let current = self.current.as_mut().expect("a generation is made before anything is written");
             let max = unsynced_bytes_max(current.generation.segment_bytes());
-            if self.unsynced_bytes > 0 && self.unsynced_bytes + block.bytes.len() > max {
+            if self.tail.unsynced_bytes > 0 && self.tail.unsynced_bytes + block.bytes.len() > max {
                 self.sync()?;
             }
             let current = self.current.as_mut().expect("a sync does not take it");
             current.generation.insert(block.first_index, &block.bytes)?;
             current.raw_bytes += block.raw_bytes as u64;
             raw_bytes += block.raw_bytes as u64;
-            self.unsynced_bytes += block.bytes.len();
-            self.inserted_end = block.end_index;
+            self.tail.unsynced_bytes += block.bytes.len();
+            self.tail.inserted_end = block.end_index;
             let m = &self.shared.metrics;
             m.blocks.inc();
             m.written_bytes.inc_by(block.bytes.len() as u64);
@@ -188,9 +173,9 @@ impl Writer {
     /// Ends the block under way, syncs, answers.
     pub(super) fn finish_group(&mut self) -> Result<(), Stop> {
         self.settle_refusals();
-        self.packer.flush();
+        self.tail.packer.flush();
         self.insert_ready()?;
-        if self.unsynced_bytes > 0 {
+        if self.tail.unsynced_bytes > 0 {
             self.sync()?;
         }
         // What needed no entry: redeliveries of what was durable already.
@@ -205,8 +190,8 @@ impl Writer {
         let current = self.current.as_ref().expect("a sync follows an insert");
         current.generation.sync()?;
         self.shared.metrics.sync_seconds.observe(started.elapsed().as_secs_f64());
-        self.unsynced_bytes = 0;
-        self.synced_through(self.inserted_end);
+        self.tail.unsynced_bytes = 0;
+        self.synced_through(self.tail.inserted_end);
         Ok(())
     }
 
@@ -214,27 +199,24 @@ impl Writer {
     fn synced_through(&mut self, end: u64) {
         let synced = self.current.as_ref().is_some_and(|current| current.generation.is_synced());
         assert!(synced, "nothing becomes durable before its sync has returned");
-        let whole = self.flights.iter().take_while(|flight| flight.through < end).last();
-        if let Some(last) = whole.map(|flight| (flight.through, flight.sequence_after)) {
-            // A redelivery at the end of the group names an entry that is durable already.
-            let through = last.0.max(self.durable.through().0);
-            let through = self.flights.iter().map(|f| f.through).take_while(|t| *t < end).fold(through, u64::max);
-            self.durable = Durable::after_sync(Index(through));
-            self.durable_end_sequence = self.durable_end_sequence.max(last.1);
-            self.undo.retain(|(index, _)| *index > through);
+        if let Some((through, sequence_after)) = self.flights.whole_below(end) {
+            // A redelivery names an entry that may be durable already.
+            let through = through.max(self.tail.durable.through().0);
+            self.tail.durable = Durable::after_sync(Index(through));
+            self.tail.durable_end_sequence = self.tail.durable_end_sequence.max(sequence_after);
+            self.flights.forget_undo_through(through);
         }
         self.answer();
     }
 
     /// Answers what is durable, one answer per source.
     fn answer(&mut self) {
-        let through = self.durable.through().0;
+        let through = self.tail.durable.through().0;
         let mut answers: Vec<(Arc<Source>, Answer)> = Vec::new();
         let mut newest = None;
         let mut noted = false;
         let mut added = (0, 0);
-        while self.flights.front().is_some_and(|flight| flight.through <= through) {
-            let flight = self.flights.pop_front().expect("just seen");
+        while let Some(flight) = self.flights.pop_through(through) {
             match flight.work {
                 Work::Arrival(source, arrival) => {
                     if flight.outcome == Outcome::Appended {
@@ -249,7 +231,7 @@ impl Writer {
                     }
                     let at = answers.iter().position(|(known, _)| Arc::ptr_eq(known, &source));
                     let at = at.unwrap_or_else(|| {
-                        answers.push((source, Answer { done: Vec::new(), durable: self.durable }));
+                        answers.push((source, Answer { done: Vec::new(), durable: self.tail.durable }));
                         answers.len() - 1
                     });
                     answers[at].1.done.push((arrival.receipt, flight.outcome));
@@ -289,10 +271,10 @@ impl Writer {
 
     fn publish_durable(&mut self, newest: Option<(u64, ReceiptTime)>) {
         if let Some(current) = &mut self.current {
-            current.summary.end_index = self.durable.through().0 + 1;
-            current.summary.end_sequence = self.durable_end_sequence;
+            current.summary.end_index = self.tail.durable_end_index();
+            current.summary.end_sequence = self.tail.durable_end_sequence;
         }
-        let (index, sequence) = (self.durable.through().0, self.durable_end_sequence.saturating_sub(1));
+        let (index, sequence) = (self.tail.durable.through().0, self.tail.durable_end_sequence.saturating_sub(1));
         self.shared.publish(|view| {
             assert!(view.durable_index <= index && view.durable_sequence <= sequence, "durable never goes back");
             (view.durable_index, view.durable_sequence) = (index, sequence);
@@ -304,7 +286,7 @@ impl Writer {
 
     /// `state` must know how far numbers may reach before they are given out.
     fn raise_limits(&mut self) -> Result<(), Stop> {
-        let (index, sequence) = (self.packer.next_index(), self.packer.next_sequence());
+        let (index, sequence) = (self.tail.packer.next_index(), self.tail.packer.next_sequence());
         let mut state = self.shared.state();
         if index + LIMIT_MARGIN <= state.state.index_limit && sequence + LIMIT_MARGIN <= state.state.sequence_limit {
             return Ok(());
@@ -318,24 +300,17 @@ impl Writer {
 
     /// Takes back everything that is not durable and closes the generation; the work goes back to where it stood.
     pub(super) fn failed(&mut self, stop: &Stop) {
-        while let Some((_, undo)) = self.undo.pop() {
-            self.memory.undo(undo);
-        }
-        while let Some(flight) = self.flights.pop_back() {
+        for work in self.flights.take_back(&mut self.memory) {
             // A gap record for refusals is made anew when there is room.
-            if !matches!(flight.work, Work::Told(..)) {
-                self.backlog.push_front(flight.work);
+            if !matches!(work, Work::Told(..)) {
+                self.queue.push_front(work);
             }
         }
-        self.unsettled.clear();
-        self.unsynced_bytes = 0;
-        let (next_index, next_sequence) = (self.durable.through().0 + 1, self.durable_end_sequence);
-        self.packer.restart_at(next_index, next_sequence);
-        self.inserted_end = next_index;
+        self.tail.back_to_durable();
         self.close_current();
         let freed = stop.is_full() && self.give_up_reserve();
-        let delay = if freed { std::time::Duration::ZERO } else { self.retry.next_delay() };
-        self.retry_at = Some(Instant::now() + delay);
+        let delay = if freed { std::time::Duration::ZERO } else { self.timers.retry.next_delay() };
+        self.timers.retry_at = Some(Instant::now() + delay);
         log::error!(
             "the outbox cannot be written ({stop}); nothing of it was acknowledged, it is tried again in a new generation in {delay:?}"
         );
@@ -352,15 +327,10 @@ impl Writer {
 
     /// Writes the counts of readings that were refused in this group; the refusals are durable with them.
     fn settle_refusals(&mut self) {
-        for source in std::mem::take(&mut self.unsettled) {
+        for source in self.flights.take_unsettled() {
             let refusal = self.memory.refusals.get(&source).cloned().unwrap_or_default();
-            self.packer.push_control(&entry::Control::Refused(source, refusal), ALONE);
+            self.tail.packer.push_control(&entry::Control::Refused(source, refusal), ALONE);
         }
-        let through = self.packer.next_index() - 1;
-        for flight in self.flights.iter_mut().filter(|flight| flight.through == UNSETTLED) {
-            flight.through = through;
-        }
-        // The undo of a refusal belongs to the entry that counts it.
-        self.undo.iter_mut().filter(|(index, _)| *index == UNSETTLED).for_each(|(index, _)| *index = through);
+        self.flights.settle(self.tail.packer.next_index() - 1);
     }
 }

@@ -11,18 +11,41 @@ use crate::record::{Flags, Kind, Reading, SourceId};
 
 use super::super::directory::disk_bytes;
 use super::super::view::Listed;
-use super::{ROOM_EVERY, UNSETTLED, Work, Writer};
+use super::queue::Work;
+use super::{ROOM_EVERY, Writer};
+
+/// What is known of the room on disk.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// There is none for readings.
+    pub(super) full: bool,
+    pub(super) has_reserve: bool,
+    /// Bytes on disk of `damaged/`.
+    pub(super) damaged_bytes: u64,
+    pub(super) looked_at: Instant,
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self { full: false, has_reserve: false, damaged_bytes: 0, looked_at: Instant::now() }
+    }
+
+    /// Some may have been made: look soon.
+    pub(super) fn look_soon(&mut self) {
+        self.looked_at = Instant::now().checked_sub(ROOM_EVERY).unwrap_or(self.looked_at);
+    }
+}
 
 impl Writer {
     /// Measures, makes room by the policy, and keeps the result in `full`. Nothing may be under way.
     pub(super) fn look_for_room(&mut self) {
-        self.room_at = Instant::now();
+        self.room.looked_at = Instant::now();
         while !self.has_room() {
             // Undelivered readings make room only for others that wait.
-            let may_drop = self.config.when_full == WhenFull::DropOldest && !self.backlog.is_empty();
+            let may_drop = self.config.when_full == WhenFull::DropOldest && !self.queue.is_empty();
             let made = self.remove_retained() || (may_drop && self.drop_oldest());
             if !made {
-                if !self.full {
+                if !self.room.full {
                     log::warn!(
                         "the outbox is full ({} of {} bytes): {}",
                         self.shared.view().bytes,
@@ -30,12 +53,12 @@ impl Writer {
                         full_means(self.config.when_full)
                     );
                 }
-                self.full = true;
+                self.room.full = true;
                 self.set_state("full");
                 return;
             }
         }
-        if std::mem::take(&mut self.full) {
+        if std::mem::take(&mut self.room.full) {
             log::info!("the outbox has room again");
             self.set_state("ok");
         }
@@ -44,7 +67,7 @@ impl Writer {
 
     /// When nothing waits, no commit looks for room: what was refused is told all the same as soon as there is some.
     pub(super) fn leave_full(&mut self) {
-        if self.full && self.backlog.is_empty() && self.room_at.elapsed() >= ROOM_EVERY {
+        if self.room.full && self.queue.is_empty() && self.room.looked_at.elapsed() >= ROOM_EVERY {
             self.look_for_room();
             self.tell_refused();
         }
@@ -53,11 +76,11 @@ impl Writer {
     /// Measures the disk: one stat, one statvfs.
     fn has_room(&self) -> bool {
         let current = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes());
-        let reserve = if self.has_reserve { self.sizes.reserve_bytes } else { 0 };
+        let reserve = if self.room.has_reserve { self.sizes.reserve_bytes } else { 0 };
         let bytes = {
             let mut view = self.shared.view();
             let closed: u64 = view.generations.iter().map(|listed| listed.disk_bytes).sum();
-            view.bytes = closed + current + reserve + self.damaged_bytes;
+            view.bytes = closed + current + reserve + self.room.damaged_bytes;
             view.bytes
         };
         let free = self.directory.free_bytes().unwrap_or(u64::MAX);
@@ -88,7 +111,7 @@ impl Writer {
     /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.
     pub(super) fn expire(&mut self) {
         let config::units::Limit::At(age) = self.config.max_age else { return };
-        if !self.flights.is_empty() || self.retry_at.is_some_and(|at| at > Instant::now()) {
+        if !self.flights.is_empty() || self.timers.is_waiting_out() {
             return;
         }
         let age_ns = u64::try_from(age.0.as_nanos()).unwrap_or(u64::MAX);
@@ -107,7 +130,7 @@ impl Writer {
     fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
         let Some(summary) = &listed.closed else { return false };
         let now = clock::now();
-        if summary.boot_id == *self.segment.boot_id {
+        if summary.boot_id == *self.tail.segment.boot_id {
             return summary.last_received_mono_ns.saturating_add(age_ns) < now.mono_ns;
         }
         let age = now.wall_ns.saturating_sub(summary.last_received_wall_ns);
@@ -123,16 +146,13 @@ impl Writer {
             refusal.topic = ByteString::from(&*last.topic);
         }
         let undo = self.memory.set_refusal(source, refusal);
-        self.undo.push((UNSETTLED, undo));
-        if !self.unsettled.contains(source) {
-            self.unsettled.push(source.clone());
-        }
+        self.flights.push_refusal(source, undo);
         self.shared.metrics.dropped("drop_newest").inc_by(readings.len() as u64);
     }
 
     /// Queues a gap record for each source with refusals that none has told, once there is room.
     pub(super) fn tell_refused(&mut self) {
-        if self.full {
+        if self.room.full {
             return;
         }
         let untold: Vec<_> = self
@@ -143,20 +163,19 @@ impl Writer {
             .map(|(source, refusal)| (source.clone(), refusal.clone()))
             .collect();
         for (source, mut refusal) in untold {
-            if self.backlog.iter().any(|work| matches!(work, Work::Told(known, ..) if *known == source)) {
+            if self.queue.tells_of(&source) {
                 continue;
             }
             let (count, bytes) = (refusal.total - refusal.told, refusal.bytes - refusal.told_bytes);
             (refusal.told, refusal.told_bytes) = (refusal.total, refusal.bytes);
             let reading = gap_of_refused(&source, &refusal.topic, count, bytes);
-            self.backlog.push_front(Work::Told(source, Box::new(reading), refusal));
-            self.waiting_since.get_or_insert_with(Instant::now);
+            self.queue.push_front(Work::Told(source, Box::new(reading), refusal));
         }
     }
 
     /// Gives the reserve up for good use; whether there was one.
     pub(super) fn give_up_reserve(&mut self) -> bool {
-        self.has_reserve = false;
+        self.room.has_reserve = false;
         match self.directory.give_up_reserve() {
             Ok(gave) => {
                 if gave {
@@ -173,7 +192,7 @@ impl Writer {
 
     /// Writes the reserve (again) when there is ample room for it.
     fn regain_reserve(&mut self) {
-        if self.has_reserve || self.retry_at.is_some() {
+        if self.room.has_reserve || self.timers.retry_at.is_some() {
             return;
         }
         let bytes = self.sizes.reserve_bytes;
@@ -187,7 +206,7 @@ impl Writer {
         }
         match self.directory.make_reserve(bytes) {
             Ok(()) => {
-                self.has_reserve = true;
+                self.room.has_reserve = true;
                 self.shared.view().bytes += bytes;
             }
             Err(error) => {

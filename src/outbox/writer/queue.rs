@@ -1,0 +1,117 @@
+//! What is to be written, in order, and since when it waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::outbox::{Answer, Arrival, Control};
+use crate::record::{Reading, SourceId};
+
+use super::super::entry::Refusal;
+use super::super::note::Note;
+
+/// One source, as the writer knows it.
+#[derive(Debug)]
+pub(in crate::outbox) struct Source {
+    pub(in crate::outbox) id: SourceId,
+    pub(in crate::outbox) answers: UnboundedSender<Answer>,
+}
+
+/// Something to be written.
+#[derive(Debug)]
+pub(super) enum Work {
+    Arrival(Arc<Source>, Arrival),
+    Control(Arc<Source>, Control),
+    /// A gap record for readings refused.
+    Told(SourceId, Box<Reading>, Refusal),
+    Note(Box<Note>, Option<SyncSender<()>>),
+}
+
+impl Work {
+    /// Whether it may wait for company: packet identifiers that are done.
+    fn can_wait(&self) -> bool {
+        matches!(self, Self::Control(_, Control::Released(_)))
+    }
+}
+
+/// The works that wait. Those of one source stay in order.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    works: VecDeque<Work>,
+    waiting_since: Option<Instant>,
+}
+
+impl Queue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.works.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.works.len()
+    }
+
+    /// Since when something waits.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
+    }
+
+    /// What waits now waits since now.
+    pub(super) fn restart_waiting(&mut self) {
+        self.waiting_since = (!self.works.is_empty()).then(Instant::now);
+    }
+
+    pub(super) fn push(&mut self, work: Work) {
+        self.works.push_back(work);
+        self.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Before everything else.
+    pub(super) fn push_front(&mut self, work: Work) {
+        self.works.push_front(work);
+        self.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Work> {
+        let work = self.works.pop_front();
+        if self.works.is_empty() {
+            self.waiting_since = None;
+        }
+        work
+    }
+
+    /// The first work that needs no room: a note, or a control entry of a source none of whose arrivals waits before it.
+    pub(super) fn pop_needing_no_room(&mut self) -> Option<Work> {
+        let mut waiting: Vec<*const Source> = Vec::new();
+        let may_go = |work: &Work| match work {
+            Work::Note(..) => true,
+            Work::Told(..) => false,
+            Work::Arrival(source, _) => {
+                if !waiting.contains(&Arc::as_ptr(source)) {
+                    waiting.push(Arc::as_ptr(source));
+                }
+                false
+            }
+            Work::Control(source, _) => !waiting.contains(&Arc::as_ptr(source)),
+        };
+        let at = self.works.iter().position(may_go)?;
+        self.works.remove(at)
+    }
+
+    /// Whether everything may wait for company.
+    pub(super) fn is_patient(&self) -> bool {
+        self.works.iter().all(Work::can_wait)
+    }
+
+    /// Whether a gap record about refusals of this source waits.
+    pub(super) fn tells_of(&self, source: &SourceId) -> bool {
+        self.works.iter().any(|work| matches!(work, Work::Told(known, ..) if known == source))
+    }
+
+    /// Takes notes out that nobody waits for.
+    pub(super) fn withdraw_own_notes(&mut self) {
+        self.works.retain(|work| !matches!(work, Work::Note(_, None)));
+    }
+}

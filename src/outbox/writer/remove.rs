@@ -1,0 +1,192 @@
+//! Removing generations: delivered ones, ones a policy drops, damaged ones. Nothing undelivered goes before its note is
+//! durable.
+
+use std::sync::mpsc::SyncSender;
+
+use super::super::directory::{GenerationId, disk_bytes};
+use super::super::recovery::note;
+use super::super::view::Listed;
+use super::queue::Work;
+use super::{SYNC_STALL, Writer};
+
+impl Writer {
+    /// Removes generations that are delivered, beyond what `retain` keeps.
+    pub(super) fn trim(&mut self) {
+        let delivered = self.delivered();
+        let kept: u64 = delivered.iter().map(|(_, bytes, readings)| if *readings { *bytes } else { 0 }).sum();
+        let mut excess = kept.saturating_sub(self.config.retain.0);
+        let mut over = Vec::new();
+        for (id, bytes, readings) in delivered {
+            if !readings || excess > 0 {
+                over.push(id);
+                excess = excess.saturating_sub(if readings { bytes } else { 0 });
+            }
+        }
+        self.remove_delivered(&over);
+        self.expire();
+    }
+
+    /// Generations with nothing left to deliver, oldest first: name, bytes, whether they hold readings at all.
+    fn delivered(&self) -> Vec<(GenerationId, u64, bool)> {
+        let view = self.shared.view();
+        // The newest one holds the newest snapshot, also while the disk is too full to make another.
+        let Some(newest) = view.generations.back().map(|listed| listed.id) else { return Vec::new() };
+        let done = |listed: &&Listed| {
+            let end = listed.end_sequence();
+            let empty = end == listed.first_sequence;
+            let closed = listed.closed.is_some() && listed.id < newest;
+            closed && (empty || end.saturating_sub(1) <= view.committed) && view.reader_at != Some(listed.id.number)
+        };
+        let listed = view.generations.iter().filter(done);
+        listed.map(|listed| (listed.id, listed.disk_bytes, listed.end_sequence() != listed.first_sequence)).collect()
+    }
+
+    /// Removes one delivered generation that was kept for replay; whether there was one.
+    pub(super) fn remove_retained(&mut self) -> bool {
+        let Some((id, ..)) = self.delivered().into_iter().find(|(_, _, readings)| *readings) else { return false };
+        self.remove_delivered(&[id])
+    }
+
+    fn remove_delivered(&mut self, ids: &[GenerationId]) -> bool {
+        if ids.is_empty() {
+            return false;
+        }
+        // After a restart nobody must look for what is removed here.
+        if let Err(error) = self.sync_position() {
+            log::error!("cannot write outbox/pos ({error}): delivered generations stay until it can be written");
+            return false;
+        }
+        ids.iter().map(|id| self.remove_files(*id)).fold(true, |all, one| all & one)
+    }
+
+    /// Takes a generation out of the catalogue and unlinks it.
+    fn remove_files(&mut self, id: GenerationId) -> bool {
+        self.shared.progress.phase("removing a generation", SYNC_STALL);
+        self.shared.publish(|view| view.generations.retain(|listed| listed.id != id));
+        // There may be room now.
+        self.room.look_soon();
+        match self.directory.remove(id) {
+            Ok(()) => true,
+            Err(error) => {
+                log::error!(
+                    "cannot remove {} ({error}); the next start tries again",
+                    self.directory.generation(id).display()
+                );
+                false
+            }
+        }
+    }
+
+    /// Notes the undelivered readings of a generation that is claimed, durably, then removes it. Whether it is gone.
+    pub(super) fn drop_noted(&mut self, listed: &Listed, reason: &'static str) -> bool {
+        let noted = self.write_notes(listed, reason);
+        let gone = noted.is_some_and(|ranges| {
+            let count: u64 = ranges.iter().map(|(from, to)| to - from + 1).sum();
+            self.dropped += count;
+            self.shared.metrics.dropped(reason).inc_by(count);
+            self.shared.view().dropped = self.dropped + self.memory.refused_total();
+            log::warn!(
+                "dropped {count} undelivered readings ({}..={}) for {reason}; a gap record will say so",
+                listed.first_sequence,
+                listed.end_sequence().saturating_sub(1)
+            );
+            self.remove_files(listed.id)
+        });
+        self.shared.publish(|view| view.claimed = None);
+        gone
+    }
+
+    /// Writes notes for what of a closed generation is neither delivered nor noted; the ranges, once they are durable.
+    fn write_notes(&mut self, listed: &Listed, reason: &'static str) -> Option<Vec<(u64, u64)>> {
+        let summary = listed.closed.clone()?;
+        let committed = self.shared.view().committed;
+        let from = listed.first_sequence.max(committed + 1);
+        let ranges = if from < summary.end_sequence {
+            self.memory.notes.uncovered(from, summary.end_sequence - 1)
+        } else {
+            Vec::new()
+        };
+        let whole = ranges == [(listed.first_sequence, summary.end_sequence - 1)];
+        for range in &ranges {
+            let life = self.memory.segments.iter().rev().find(|segment| segment.first_sequence <= range.0);
+            let incarnation = life.map_or(self.tail.segment.incarnation, |segment| segment.incarnation);
+            let mut note = note(*range, incarnation, reason, &self.tail.segment);
+            if whole {
+                note.bytes = summary.record_bytes;
+                note.sources = summary.sources.iter().map(|(name, count)| (name.as_str().into(), *count)).collect();
+            }
+            self.queue.push_front(Work::Note(Box::new(note), None));
+        }
+        if !ranges.is_empty() && !self.write_front_notes(ranges.len()) {
+            return None;
+        }
+        Some(ranges)
+    }
+
+    /// Writes the notes at the front of the backlog now.
+    fn write_front_notes(&mut self, count: usize) -> bool {
+        debug_assert!(self.flights.is_empty());
+        let result = (|| {
+            if self.current.is_none() {
+                self.make_generation()?;
+            }
+            for _ in 0..count {
+                let work = self.queue.pop().expect("just pushed");
+                self.write(work);
+            }
+            self.finish_group()
+        })();
+        match &result {
+            Ok(()) => self.succeeded(),
+            Err(stop) => {
+                self.failed(stop);
+                // Nothing was removed for them. Written later they would name readings that meanwhile are on their way.
+                self.queue.withdraw_own_notes();
+            }
+        }
+        result.is_ok()
+    }
+
+    /// Somebody cannot read a generation: what it held and is not delivered is noted, then it is moved away.
+    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<bool>) {
+        log::error!("{} is damaged ({why})", self.directory.generation(id).display());
+        if self.current.as_ref().is_some_and(|current| current.generation.id() == id) {
+            if let Err(stop) = self.rotate() {
+                self.failed(&stop);
+            }
+        }
+        let listed = self.shared.view().generations.iter().find(|listed| listed.id == id).cloned();
+        let gone = match listed {
+            None => true,
+            Some(listed) => match self.write_notes(&listed, "damage") {
+                None => false,
+                Some(ranges) => {
+                    for (from, to) in ranges {
+                        log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
+                    }
+                    self.move_aside(id);
+                    true
+                }
+            },
+        };
+        if done.send(gone).is_err() {
+            log::debug!("nobody waits for {id} any more");
+        }
+    }
+
+    /// Moves a generation whose loss is noted into `damaged/`.
+    pub(super) fn move_aside(&mut self, id: GenerationId) {
+        self.shared.publish(|view| {
+            view.generations.retain(|listed| listed.id != id);
+            view.damaged += 1;
+        });
+        self.shared.metrics.damaged.inc();
+        match self.directory.set_aside(id, self.sizes.damaged_bytes_max) {
+            Ok(to) => log::error!("moved the damaged generation {id} to {}", to.display()),
+            Err(error) => {
+                log::error!("cannot move the damaged generation {id} away ({error}); the next start tries again");
+            }
+        }
+        self.room.damaged_bytes = disk_bytes(&self.directory.damaged());
+    }
+}

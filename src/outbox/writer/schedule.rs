@@ -1,0 +1,91 @@
+//! When the loop must turn, and what is due then.
+
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::config::outbox::{Sync, WhenFull};
+
+use super::{BEAT_EVERY, ROOM_EVERY, Writer};
+
+/// `pos` is synced at most this often.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+/// Control entries wait this long for company.
+const CONTROL_WAIT: Duration = Duration::from_secs(1);
+/// Metrics are brought up to date at most this often.
+const METRICS_EVERY: Duration = Duration::from_millis(500);
+/// Pauses between tries after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// When things were last done, and when what failed is tried again.
+#[derive(Debug)]
+pub(super) struct Timers {
+    pub(super) retry: Backoff,
+    pub(super) retry_at: Option<Instant>,
+    pub(super) position_at: Instant,
+    pub(super) metrics_at: Instant,
+}
+
+impl Timers {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self { retry: Backoff::new(RETRY.0, RETRY.1), retry_at: None, position_at: now, metrics_at: now }
+    }
+
+    /// Whether a failure is still waited out.
+    pub(super) fn is_waiting_out(&self) -> bool {
+        self.retry_at.is_some_and(|at| at > Instant::now())
+    }
+
+    pub(super) fn metrics_are_due(&self) -> bool {
+        self.metrics_at.elapsed() >= METRICS_EVERY
+    }
+
+    pub(super) fn position_is_due(&self) -> bool {
+        self.position_at.elapsed() >= POSITION_EVERY
+    }
+}
+
+impl Writer {
+    /// When the loop must turn again without being asked.
+    pub(super) fn next_due(&self) -> Instant {
+        let now = Instant::now();
+        let mut due = now + BEAT_EVERY;
+        if !self.queue.is_empty() {
+            due = due.min(self.commit_due());
+        }
+        if self.position_is_behind() {
+            due = due.min(self.timers.position_at + POSITION_EVERY);
+        }
+        due
+    }
+
+    /// When what waits is to be written.
+    fn commit_due(&self) -> Instant {
+        let since = self.queue.waiting_since().unwrap_or_else(Instant::now);
+        if let Some(at) = self.timers.retry_at {
+            return at;
+        }
+        if self.room.full && self.config.when_full != WhenFull::DropNewest {
+            // Only what needs no room, and whatever room there is by then.
+            return self.room.looked_at + ROOM_EVERY;
+        }
+        if self.closing {
+            return since;
+        }
+        if self.queue.is_patient() {
+            return since + CONTROL_WAIT;
+        }
+        since + self.gather()
+    }
+
+    fn gather(&self) -> Duration {
+        match self.config.sync {
+            Sync::Batch => self.config.gather.0,
+            Sync::Interval(span) => self.config.gather.0.max(span.0),
+        }
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        !self.queue.is_empty() && Instant::now() >= self.commit_due()
+    }
+}
