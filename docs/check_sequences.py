@@ -9,7 +9,7 @@ import sys
 
 
 def ranges(lines):
-    """Yields (agent, epoch), first, last, is_gap for each record that has a ce_id."""
+    """Yields (agent, epoch), [(first, last), ...], is_gap for each record that has a ce_id."""
     for line in lines:
         record = json.loads(line, strict=False)
         flat = record.get("headers") or []
@@ -17,19 +17,23 @@ def ranges(lines):
         if "ce_id" not in headers:
             continue
         agent, epoch, sequence = headers["ce_id"].rsplit("/", 2)
-        first = last = int(sequence)
+        last = int(sequence)
+        spans = [(last, last)]
         is_gap = headers.get("ce_type") == "io.fieldpost.gap.v1"
         if is_gap:
             # A loss outside the sequence (an unplugged line) has no range: it takes one number of its own.
-            first = json.loads(record["payload"]).get("from", first)
-        yield (agent, epoch), first, last, is_gap
+            gap = json.loads(record["payload"])
+            spans = gap.get("ranges") or [(gap.get("from", last), last)]
+        yield (agent, epoch), spans, is_gap
 
 
 def check(lines):
     """Returns lines of text and whether all is well."""
-    found = collections.defaultdict(list)
-    for who, first, last, is_gap in ranges(lines):
-        found[who].append((first, last, is_gap))
+    found, records, gap_records = collections.defaultdict(list), collections.Counter(), collections.Counter()
+    for who, spans, is_gap in ranges(lines):
+        found[who] += [(first, last, is_gap) for first, last in spans]
+        records[who] += 1
+        gap_records[who] += is_gap
     text, good = [], True
     for (agent, epoch), spans in sorted(found.items()):
         spans.sort()
@@ -40,11 +44,12 @@ def check(lines):
             elif first < expected:
                 doubled.append((first, min(last, expected - 1)))
             expected = max(expected, last + 1)
-        gaps = [last - first + 1 for first, last, is_gap in spans if is_gap]
+        named = sum(last - first + 1 for first, last, is_gap in spans if is_gap)
+        gaps = gap_records[agent, epoch]
         count = sum(last - first + 1 for first, last in missing)
         text.append(
-            f"{agent} {epoch}: {min(spans)[0]}..{expected - 1}, {len(spans)} records, "
-            f"{len(gaps)} gap{'' if len(gaps) == 1 else 's'} over {sum(gaps)} numbers, "
+            f"{agent} {epoch}: {min(spans)[0]}..{expected - 1}, {records[agent, epoch]} records, "
+            f"{gaps} gap{'' if gaps == 1 else 's'} over {named} numbers, "
             f"{count} missing, {len(doubled)} doubled"
         )
         text += [f"  missing {first}..{last}" for first, last in missing[:10]]

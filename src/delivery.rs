@@ -18,6 +18,7 @@ mod kafka;
 mod ledger;
 
 mod machine;
+mod merge;
 mod poison;
 mod report;
 mod sink;

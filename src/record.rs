@@ -275,12 +275,17 @@ pub struct Stored {
 }
 
 /// Sequences that were removed before delivery, or never came to be: becomes one gap record with sequence `to`.
+///
+/// It names all of `from..=to`, unless `ranges` says which parts of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hole {
     /// First sequence missing.
     pub from: Sequence,
     /// Last sequence missing, inclusive.
     pub to: Sequence,
+    /// Only these are missing, inclusive, ascending, the first beginning with `from` and the last ending with `to`. Empty:
+    /// everything from `from` through `to`. The log hands out none with ranges; the drain makes them (`delivery::merge`).
+    pub ranges: Vec<(Sequence, Sequence)>,
     /// The life of the outbox whose numbers these are.
     pub incarnation: Incarnation,
     /// Nonce of the segment that noted it.

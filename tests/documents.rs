@@ -130,5 +130,11 @@ fn the_offered_script_counts_sequences() {
     let (good, text) = check(&[&whole[..], &whole[1..2]].concat());
     assert!(!good && text.contains("doubled 2..2"), "{text}");
 
+    let parts = line("gw-1", 12, "gap", r#"{"from":10,"to":12,"ranges":[[10,10],[12,12]],"reason":"purge"}"#);
+    let (good, text) = check(&[&whole[..], std::slice::from_ref(&parts)].concat());
+    assert!(!good && text.contains("missing 11..11"), "{text}");
+    let (good, text) = check(&[&whole[..], &[parts, line("gw-1", 11, "raw", "21.5")]].concat());
+    assert!(good && text.contains("1..12, 8 records, 2 gaps over 6 numbers, 0 missing"), "{text}");
+
     assert!(!check(&[]).0, "nothing read is not good news");
 }

@@ -52,6 +52,8 @@ struct Gap<'a> {
     sequence: u64,
     from: u64,
     to: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ranges: Vec<(u64, u64)>,
     reason: &'a str,
     bytes: u64,
     noted: String,
@@ -94,6 +96,7 @@ impl DeadStore {
             sequence: hole.to.0,
             from: hole.from.0,
             to: hole.to.0,
+            ranges: hole.ranges.iter().map(|(from, to)| (from.0, to.0)).collect(),
             reason: &hole.reason,
             bytes: hole.bytes,
             noted: clock::rfc3339(hole.noted.wall_ns),

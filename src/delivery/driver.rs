@@ -19,6 +19,7 @@ use crate::config::delivery::OnClusterChange;
 use crate::delivery::feed::Feed;
 use crate::delivery::ledger::LedgerRecord;
 use crate::delivery::machine::{Action, Event, Machine, State};
+use crate::delivery::merge::merge;
 use crate::delivery::poison::Span;
 use crate::delivery::report::Report;
 use crate::delivery::sink::{SendContext, Sink, SinkError};
@@ -255,7 +256,7 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         self.feed.protect(first, Sequence(self.position.0 + TRANSACTION_SEQUENCES_MAX));
         let mut batch = self.read(self.position, budget)?;
         while let Some(span) = span_of(&batch.items) {
-            let mut items = self.visible.subtract(std::mem::take(&mut batch.items));
+            let mut items = merge(self.visible.subtract(std::mem::take(&mut batch.items)));
             if open.is_none() {
                 items.splice(0..0, self.introduction(span.incarnation, &batch));
             }
@@ -323,6 +324,7 @@ impl<S: Sink, F: Feed> Driver<S, F> {
         let hole = Hole {
             from: Sequence(0),
             to: Sequence(0),
+            ranges: Vec::new(),
             incarnation,
             segment: batch.segment,
             boot_id: bytestring::ByteString::from(clock::boot_id()),

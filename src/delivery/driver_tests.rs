@@ -194,6 +194,7 @@ fn hole(sequence: u64) -> Item {
     Item::Hole(Hole {
         from: Sequence(sequence),
         to: Sequence(sequence),
+        ranges: Vec::new(),
         incarnation: INC,
         segment: Nonce([5; 8]),
         boot_id: "".into(),

@@ -116,12 +116,15 @@ pub(crate) struct Encoder {
     headers: HeaderList,
     topic: String,
     value: Vec<u8>,
+    ranges: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize)]
 struct GapValue<'a> {
     from: u64,
     to: u64,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ranges: &'a [(u64, u64)],
     reason: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<&'a str>,
@@ -135,15 +138,23 @@ struct GapValue<'a> {
     noted_at: String,
 }
 
-/// The range that the value of a gap record names, if it is one of ours.
-pub(crate) fn gap_range(value: &[u8]) -> Option<(Sequence, Sequence)> {
+/// The ranges that the value of a gap record names, inclusive and ascending, if it is one of ours.
+pub(crate) fn gap_ranges(value: &[u8]) -> Option<Vec<(Sequence, Sequence)>> {
     #[derive(serde::Deserialize)]
-    struct Range {
+    struct Named {
         from: u64,
         to: u64,
+        #[serde(default)]
+        ranges: Vec<(u64, u64)>,
     }
-    let range: Range = serde_json::from_slice(value).ok()?;
-    (range.from <= range.to).then_some((Sequence(range.from), Sequence(range.to)))
+    let Named { from, to, mut ranges } = serde_json::from_slice(value).ok()?;
+    if ranges.is_empty() {
+        ranges.push((from, to));
+    }
+    let ascends = ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
+    let ends = (ranges[0].0, ranges[ranges.len() - 1].1) == (from, to);
+    let good = ascends && ends && ranges.iter().all(|(from, to)| from <= to);
+    good.then(|| ranges.into_iter().map(|(from, to)| (Sequence(from), Sequence(to))).collect())
 }
 
 /// What the header `fp` says.
@@ -189,8 +200,8 @@ impl Encoder {
     /// For one agent.
     pub(crate) fn new(agent_id: &str, level: Level, timestamp: TimestampChoice) -> Self {
         let epoch = (Incarnation([0; 16]), Incarnation([0; 16]).epoch());
-        let (headers, topic, value) = Default::default();
-        Self { agent_id: agent_id.to_owned(), level, timestamp, epoch, headers, topic, value }
+        let (headers, topic, value, ranges) = Default::default();
+        Self { agent_id: agent_id.to_owned(), level, timestamp, epoch, headers, topic, value, ranges }
     }
 
     /// The record of a reading; `None` if its topic cannot be made legal.
@@ -246,9 +257,12 @@ impl Encoder {
             headers.put("fp_boot", hole.boot_id.as_bytes());
         }
         let one_source = (hole.sources.len() == 1).then(|| hole.sources[0].0.as_str());
+        self.ranges.clear();
+        self.ranges.extend(hole.ranges.iter().map(|(from, to)| (from.0, to.0)));
         let value = GapValue {
             from: hole.from.0,
             to: hole.to.0,
+            ranges: &self.ranges,
             reason: &hole.reason,
             source: one_source,
             bytes: hole.bytes,

@@ -97,6 +97,7 @@ fn a_gap_record_names_the_range_and_reads_back() {
     let hole = Hole {
         from: Sequence(100),
         to: Sequence(180),
+        ranges: Vec::new(),
         incarnation: Incarnation([1; 16]),
         segment: Nonce([2; 8]),
         boot_id: "b".into(),
@@ -113,8 +114,23 @@ fn a_gap_record_names_the_range_and_reads_back() {
     assert_eq!(value["from"], 100);
     assert_eq!(value["source"], "plant");
     assert_eq!(value["upto"], 77);
-    assert_eq!(gap_range(record.value.unwrap()), Some((Sequence(100), Sequence(180))));
+    assert!(value.get("ranges").is_none(), "a plain range is told as ever");
+    assert_eq!(gap_ranges(record.value.unwrap()), Some(vec![(Sequence(100), Sequence(180))]));
     assert_eq!(Fingerprint::from_bytes(header(&record, "fp").unwrap()).unwrap().sequence, Sequence(180));
+
+    let hole = Hole { ranges: vec![(Sequence(100), Sequence(120)), (Sequence(180), Sequence(180))], ..hole };
+    let record = encoder.hole(&hole, "fieldpost.dead-letters", None);
+    let value: serde_json::Value = serde_json::from_slice(record.value.unwrap()).unwrap();
+    assert_eq!(value["ranges"], serde_json::json!([[100, 120], [180, 180]]));
+    assert_eq!(gap_ranges(record.value.unwrap()), Some(hole.ranges));
+}
+
+#[test]
+fn ranges_that_contradict_themselves_are_not_believed() {
+    for ranges in ["[[1,2],[2,9]]", "[[2,9]]", "[[1,3]]", "[[1,5],[9,8],[9,9]]", "[[1]]"] {
+        let value = format!("{{\"from\":1,\"to\":9,\"ranges\":{ranges},\"reason\":\"purge\"}}");
+        assert_eq!(gap_ranges(value.as_bytes()), None, "{ranges}");
+    }
 }
 
 #[test]
@@ -171,6 +187,6 @@ proptest! {
     #[test]
     fn any_bytes_are_a_fingerprint_or_none(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         prop_assert_eq!(Fingerprint::from_bytes(&bytes).is_some(), bytes.len() >= FP_BYTES);
-        let _ = gap_range(&bytes);
+        let _ = gap_ranges(&bytes);
     }
 }

@@ -22,7 +22,7 @@ pub(super) use settings::check_properties;
 
 use crate::config::delivery::Delivery;
 use crate::delivery::dead::DeadStore;
-use crate::delivery::encode::{Encoder, FP_HEADER, Fingerprint, gap_range};
+use crate::delivery::encode::{Encoder, FP_HEADER, Fingerprint, gap_ranges};
 use crate::delivery::ledger::LedgerRecord;
 use crate::delivery::machine::Limits;
 use crate::delivery::sink::{Doubt, Receipt, Recovered, SendContext, Sink, SinkError};
@@ -219,13 +219,15 @@ impl Sink for Kafka {
             if !ours.contains(&fp.incarnation) || visible.range_count() > VISIBLE_RANGES_MAX {
                 return;
             }
-            let range = match fp.kind == Kind::Gap as u8 {
-                true => message.payload().and_then(gap_range).filter(|(_, to)| *to == fp.sequence),
+            let ranges = match fp.kind == Kind::Gap as u8 {
+                true => message.payload().and_then(gap_ranges),
                 false => None,
             };
-            let (from, to) = range.unwrap_or((fp.sequence, fp.sequence));
-            if to > after || to == Sequence(0) {
-                visible.insert(fp.incarnation, from, to);
+            let ranges = ranges.filter(|ranges| ranges.last().is_some_and(|(_, to)| *to == fp.sequence));
+            for (from, to) in ranges.unwrap_or_else(|| vec![(fp.sequence, fp.sequence)]) {
+                if to > after || to == Sequence(0) {
+                    visible.insert(fp.incarnation, from, to);
+                }
             }
         });
         match read {

@@ -105,6 +105,7 @@ mod tests {
         Hole {
             from: Sequence(from),
             to: Sequence(to),
+            ranges: Vec::new(),
             incarnation: INC,
             segment: Nonce::default(),
             boot_id: "".into(),

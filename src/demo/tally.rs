@@ -210,6 +210,15 @@ fn settle(
     verdict.delivered += sums.2;
 }
 
+/// The ranges that a gap record names: `ranges` if it has them, else all of `from` through `to`.
+fn named_by_gap(record: &Record) -> Option<Vec<(u64, u64)>> {
+    let value: serde_json::Value = serde_json::from_slice(&record.value).ok()?;
+    match value.get("ranges") {
+        Some(ranges) => serde_json::from_value(ranges.clone()).ok(),
+        None => Some(vec![(value["from"].as_u64()?, value["to"].as_u64()?)]),
+    }
+}
+
 /// The numbers that the daemon gave, by the life of its outbox.
 #[derive(Default)]
 struct Accounts(BTreeMap<[u8; 16], Vec<(u64, u64)>>);
@@ -221,14 +230,11 @@ impl Accounts {
             verdict.example(|| format!("no proper fp header: {}", record.at()));
             return;
         };
-        let mut range = (fp.sequence, fp.sequence);
-        if fp.kind == Kind::Gap {
-            let value: serde_json::Value = serde_json::from_slice(&record.value).unwrap_or_default();
-            if let (Some(from), Some(to)) = (value["from"].as_u64(), value["to"].as_u64()) {
-                range = (from, to);
-            }
+        let ranges = self.0.entry(fp.incarnation).or_default();
+        match named_by_gap(record).filter(|_| fp.kind == Kind::Gap) {
+            Some(named) => ranges.extend(named),
+            None => ranges.push((fp.sequence, fp.sequence)),
         }
-        self.0.entry(fp.incarnation).or_default().push(range);
     }
 
     /// Every number from the first on is there once.

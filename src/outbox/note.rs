@@ -41,6 +41,7 @@ impl Note {
         Hole {
             from: Sequence(from.max(self.from)),
             to: Sequence(self.to),
+            ranges: Vec::new(),
             incarnation: self.incarnation,
             segment: self.segment,
             boot_id: self.boot_id.clone(),

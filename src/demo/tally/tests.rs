@@ -118,9 +118,18 @@ fn a_number_that_nothing_accounts_for_is_a_fault_and_a_gap_record_accounts_for_i
         value: br#"{"from":6,"to":15,"reason":"drop_oldest"}"#.to_vec(),
         ..record(15, "a", 1)
     };
-    records.insert(5, gap);
-    let verdict = verdict(&records);
-    assert_eq!((verdict.sequence_faults, verdict.gaps), (0, 1));
+    records.insert(5, gap.clone());
+    let plain = verdict(&records);
+    assert_eq!((plain.sequence_faults, plain.gaps), (0, 1));
+
+    // With ranges it accounts for these alone.
+    records[5].value = br#"{"from":6,"to":15,"ranges":[[6,8],[10,15]],"reason":"purge"}"#.to_vec();
+    assert_eq!(verdict(&records).sequence_faults, 1);
+    records.insert(
+        5,
+        Record { fp: Some(Fp { incarnation: [7; 16], sequence: 9, kind: Kind::Gap }), value: b"{}".to_vec(), ..gap },
+    );
+    assert_eq!(verdict(&records).sequence_faults, 0);
 }
 
 #[test]

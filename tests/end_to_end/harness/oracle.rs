@@ -132,7 +132,8 @@ const KIND_GAP: u8 = 2;
 /// A gap record: what it names, if it names a range, and why.
 #[derive(Debug, Clone)]
 pub struct Gap {
-    pub range: Option<(u64, u64)>,
+    /// The sequences it names, inclusive; none for a loss outside the sequence.
+    pub ranges: Vec<(u64, u64)>,
     /// How many readings a gap outside the sequence stands for.
     pub count: u64,
     pub reason: String,
@@ -155,16 +156,18 @@ impl Accounts {
         if record.headers.contains_key("ce_id") && record.header("ce_id").as_deref() != Some(&ce_id) {
             tally.fault(format!("{place}: ce_id {:?} is not {ce_id}", record.header("ce_id")));
         }
-        let mut range = (sequence, sequence);
+        let mut ranges = vec![(sequence, sequence)];
         if fp[32] == KIND_GAP {
             let gap = Gap::read(record, &place, tally);
-            range = gap.range.unwrap_or(range);
-            if range.1 != sequence {
-                tally.fault(format!("{place}: a gap up to {} with the sequence {sequence}", range.1));
+            if let Some((_, last)) = gap.ranges.last() {
+                if *last != sequence {
+                    tally.fault(format!("{place}: a gap up to {last} with the sequence {sequence}"));
+                }
+                ranges.clone_from(&gap.ranges);
             }
             tally.gaps.push(gap);
         }
-        self.0.entry(incarnation.to_vec()).or_default().push(range);
+        self.0.entry(incarnation.to_vec()).or_default().extend(ranges);
         Some(fp[32])
     }
 
@@ -207,9 +210,17 @@ impl Gap {
         if reason.is_empty() {
             tally.fault(format!("{place}: a gap record without a reason"));
         }
-        let range = value["from"].as_u64().zip(value["to"].as_u64());
         let count = value["count"].as_u64().unwrap_or(0);
-        Self { range, count, reason }
+        let whole: Vec<_> = value["from"].as_u64().zip(value["to"].as_u64()).into_iter().collect();
+        let parts: Vec<(u64, u64)> = match value.get("ranges") {
+            Some(parts) => serde_json::from_value(parts.clone()).unwrap_or_default(),
+            None => whole.clone(),
+        };
+        let ends: Vec<_> = parts.first().zip(parts.last()).map(|(first, last)| (first.0, last.1)).into_iter().collect();
+        if ends != whole {
+            tally.fault(format!("{place}: a gap whose ranges are not what it spans: {value}"));
+        }
+        Self { ranges: parts, count, reason }
     }
 }
 
@@ -261,13 +272,13 @@ impl Tally {
 
     /// How many sequences the gap records of this reason name.
     pub fn gap_readings(&self, reason: &str) -> u64 {
-        let ranges = self.gaps.iter().filter(|gap| gap.reason == reason).filter_map(|gap| gap.range);
+        let ranges = self.gaps.iter().filter(|gap| gap.reason == reason).flat_map(|gap| &gap.ranges);
         ranges.map(|(from, to)| to - from + 1).sum()
     }
 
     /// How many readings the gap records of this reason count that were refused before they got a sequence.
     pub fn gap_count(&self, reason: &str) -> u64 {
-        self.gaps.iter().filter(|gap| gap.reason == reason && gap.range.is_none()).map(|gap| gap.count).sum()
+        self.gaps.iter().filter(|gap| gap.reason == reason && gap.ranges.is_empty()).map(|gap| gap.count).sum()
     }
 }
 
