@@ -14,6 +14,8 @@ mod driver;
 mod durable_file;
 mod encode;
 mod feed;
+#[cfg(test)]
+mod fixture_tests;
 mod kafka;
 mod ledger;
 
@@ -34,6 +36,9 @@ use crate::metrics::DeliveryMetrics;
 use crate::outbox::Outbox;
 use crate::progress::Progress;
 use crate::status::DeliveryStatus;
+
+#[cfg(test)]
+pub(crate) use fixture_tests::write_fixture_files;
 
 use driver::{Driver, Timing};
 use feed::OutboxFeed;

@@ -13,6 +13,10 @@ mod directory;
 mod entry;
 #[cfg(test)]
 mod failure_tests;
+#[cfg(test)]
+mod fixture_tests;
+#[cfg(test)]
+mod fixture_write_tests;
 mod generation;
 mod inspect;
 #[cfg(test)]

@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+pub(super) use hints::write_fixture_hints;
 pub(super) use settings::check_properties;
 
 use crate::config::delivery::Delivery;

@@ -131,6 +131,14 @@ impl Hints {
     }
 }
 
+/// The file as this version writes it, for the fixtures of the outbox.
+#[cfg(test)]
+pub(in crate::delivery) fn write_fixture_hints(directory: &Path) {
+    let mut hints = Hints::open(directory, true);
+    hints.for_cluster(Some("fixture-cluster"));
+    hints.add(&[NewHint { topic: "telemetry".to_owned(), count: 6, partition: 3, offset: 100 }]).expect("written");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
