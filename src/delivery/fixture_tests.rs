@@ -43,6 +43,7 @@ pub(crate) fn write_fixture_files(outbox: &Path) {
         noted: ReceiptTime { wall_ns: 1_750_000_001_000_000_000, mono_ns: 2 },
         reason: "drop_oldest".into(),
         bytes: 1234,
+        ranges: Vec::new(),
         sources: vec![(SourceId::from("plant"), 10)],
         previous: None,
     };
