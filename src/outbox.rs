@@ -31,6 +31,8 @@ mod packer;
 mod policy_tests;
 mod position;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod reading;
 mod recovery;
 mod redelivery;

@@ -1,5 +1,7 @@
 //! What the writer shares: where the log stands, which generations there are, what is noted. The writer is the only one
-//! that changes it, but for the marks of the reader and of delivery (`reader_at`, `protected`, `committed`).
+//! that changes it, but for the marks of readers and of delivery (`marks`, `protected`, `committed`).
+
+mod marks;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,8 @@ use super::note::Notes;
 use super::state::StateFile;
 use super::summary::Summary;
 use super::writer::Command;
+
+pub(super) use marks::{Mark, Marks};
 
 /// A generation in the catalogue.
 #[derive(Debug, Clone)]
@@ -54,8 +58,8 @@ pub(super) struct View {
     pub(super) generations: VecDeque<Listed>,
     pub(super) notes: Arc<Notes>,
     pub(super) segments: Arc<[Segment]>,
-    /// Number of the generation the reader has open.
-    pub(super) reader_at: Option<u64>,
+    /// Generations that are being read.
+    pub(super) marks: Marks,
     /// Number of the generation that a policy is about to drop: its notes are not durable yet, nobody may begin to read.
     pub(super) claimed: Option<u64>,
     /// Sequences a transaction with open outcome may hold, inclusive.
@@ -97,7 +101,7 @@ impl View {
             generations: VecDeque::new(),
             notes: Arc::default(),
             segments: Arc::from([]),
-            reader_at: None,
+            marks: Marks::default(),
             claimed: None,
             protected: None,
             bytes: 0,
@@ -116,7 +120,7 @@ impl View {
         let newest = self.generations.back().is_some_and(|newest| newest.id == listed.id);
         let (first, end) = (listed.first_sequence, listed.end_sequence());
         let protected = self.protected.is_some_and(|(from, to)| first <= to && from < end);
-        listed.closed.is_some() && !newest && !protected && self.reader_at != Some(listed.id.number)
+        listed.closed.is_some() && !newest && !protected && !self.marks.holds(listed.id.number)
     }
 
     /// The oldest generation that a policy may drop and that `fits`, claimed: until it is dropped or the claim is taken
@@ -125,6 +129,12 @@ impl View {
         let found = self.generations.iter().find(|listed| fits(listed) && self.may_drop(listed)).cloned();
         self.claimed = found.as_ref().map(|listed| listed.id.number);
         found
+    }
+
+    /// Takes a generation out of the catalogue, unless it is not there or somebody reads it.
+    pub(super) fn take_out(&mut self, id: GenerationId) -> Option<Listed> {
+        let at = self.generations.iter().position(|listed| listed.id == id)?;
+        if self.marks.holds(id.number) { None } else { self.generations.remove(at) }
     }
 
     pub(super) fn positions(&self) -> Positions {

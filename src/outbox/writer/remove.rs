@@ -35,7 +35,7 @@ impl Writer {
             let end = listed.end_sequence();
             let empty = end == listed.first_sequence;
             let closed = listed.closed.is_some() && listed.id < newest;
-            closed && (empty || end.saturating_sub(1) <= view.committed) && view.reader_at != Some(listed.id.number)
+            closed && (empty || end.saturating_sub(1) <= view.committed) && !view.marks.holds(listed.id.number)
         };
         let listed = view.generations.iter().filter(done);
         listed.map(|listed| (listed.id, listed.disk_bytes, listed.end_sequence() != listed.first_sequence)).collect()
@@ -59,10 +59,15 @@ impl Writer {
         ids.iter().map(|id| self.remove_files(*id)).fold(true, |all, one| all & one)
     }
 
-    /// Takes a generation out of the catalogue and unlinks it.
+    /// Takes a generation out of the catalogue and unlinks it; whether it is gone. One that somebody has begun to read
+    /// waits for the next turn.
     fn remove_files(&mut self, id: GenerationId) -> bool {
         self.shared.progress.phase("removing a generation", SYNC_STALL);
-        self.shared.publish(|view| view.generations.retain(|listed| listed.id != id));
+        let Some(listed) = self.shared.publish(|view| view.take_out(id)) else { return false };
+        // Somebody may have it open between two batches: he finds it closed, and its space is free at once.
+        if let Some(live) = listed.live.upgrade() {
+            live.close();
+        }
         // There may be room now.
         self.room.look_soon();
         match self.directory.remove(id) {
@@ -176,10 +181,17 @@ impl Writer {
 
     /// Moves a generation whose loss is noted into `damaged/`.
     pub(super) fn move_aside(&mut self, id: GenerationId) {
-        self.shared.publish(|view| {
+        let live = self.shared.publish(|view| {
+            let listed = view.generations.iter().find(|listed| listed.id == id);
+            let live = listed.and_then(|listed| listed.live.upgrade());
             view.generations.retain(|listed| listed.id != id);
             view.damaged += 1;
+            live
         });
+        // Whoever looks into it must not have it open while it is moved.
+        if let Some(live) = live {
+            live.close();
+        }
         self.shared.metrics.damaged.inc();
         match self.directory.set_aside(id, self.sizes.damaged_bytes_max) {
             Ok(to) => log::error!("moved the damaged generation {id} to {}", to.display()),

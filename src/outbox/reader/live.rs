@@ -1,0 +1,82 @@
+//! The generations of a running outbox, for one reader.
+
+use std::sync::Arc;
+
+use super::super::generation::{Generation, SEGMENT_BYTES, StoreError};
+use super::super::view::{Listed, Mark, Shared};
+use super::place::Sight;
+use super::walk::{Shelf, Taken};
+
+/// Finds generations in the catalogue and marks the one that is read, so that the writer leaves it alone.
+#[derive(Debug)]
+pub(in crate::outbox) struct Live {
+    shared: Arc<Shared>,
+    mark: Mark,
+}
+
+impl Live {
+    pub(in crate::outbox) fn new(shared: Arc<Shared>) -> Self {
+        Self { mark: Mark::new(shared.clone()), shared }
+    }
+
+    /// Whether the generation it reads ends before `next`.
+    pub(super) fn is_done_before(&self, next: u64) -> bool {
+        let view = self.shared.view();
+        let on = self.mark.on(&view);
+        view.generations.iter().any(|listed| on == Some(listed.id.number) && listed.end_sequence() <= next)
+    }
+
+    pub(in crate::outbox) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Shelf for Live {
+    fn sight(&self) -> Sight {
+        let view = self.shared.view();
+        Sight {
+            durable_index: view.durable_index,
+            durable_sequence: view.durable_sequence,
+            notes: view.notes.clone(),
+            segments: view.segments.clone(),
+        }
+    }
+
+    fn take(&mut self, sequence: u64) -> Taken {
+        let mut view = self.shared.view();
+        let listed = view.generations.iter().rev().find(|listed| listed.holds(sequence)).cloned();
+        if listed.as_ref().is_some_and(|listed| view.claimed == Some(listed.id.number)) {
+            return Taken::Wait;
+        }
+        // From here on the writer leaves it alone.
+        self.mark.put(&mut view, listed.as_ref().map(|listed| listed.id.number));
+        listed.map_or(Taken::Nothing, |listed| Taken::Generation(Box::new(listed)))
+    }
+
+    /// A database is open only once in a process: the handle is shared by all readers and the writer.
+    fn open(&mut self, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
+        if let Some(generation) = listed.live.upgrade() {
+            return Ok(generation);
+        }
+        let generation = Generation::open(&self.shared.directory, listed.id, SEGMENT_BYTES[0])?;
+        let generation = Arc::new(generation);
+        let mut view = self.shared.view();
+        if let Some(known) = view.generations.iter_mut().find(|known| known.id == listed.id) {
+            known.live = Arc::downgrade(&generation);
+        }
+        Ok(generation)
+    }
+
+    fn first_after(&self, sequence: u64) -> Option<u64> {
+        let view = self.shared.view();
+        view.generations.iter().map(|listed| listed.first_sequence).find(|first| *first > sequence)
+    }
+
+    fn leave(&mut self) {
+        self.mark.lift();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.view().closed
+    }
+}
