@@ -105,6 +105,13 @@ pub struct Arrival {
     pub held: HeldPermit,
 }
 
+impl Arrival {
+    /// Sum of `Reading::record_bytes`.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.readings.iter().map(|reading| reading.record_bytes() as u64).sum()
+    }
+}
+
 /// What a source tells the log besides readings. Not answered; durable with the next sync.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {

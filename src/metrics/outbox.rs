@@ -24,6 +24,10 @@ pub struct OutboxMetrics {
     pub bytes: Gauge,
     pub oldest_age_seconds: Gauge<f64, AtomicU64>,
     pub generations: Gauge,
+    pub full: Gauge,
+    pub failing: Gauge,
+    pub free_bytes: Gauge,
+    pub reserve_bytes: Gauge,
     pub notes: Gauge,
     pub appended: Counter,
     pub refused: Counter,
@@ -42,6 +46,10 @@ impl Default for OutboxMetrics {
             bytes: Gauge::default(),
             oldest_age_seconds: Gauge::default(),
             generations: Gauge::default(),
+            full: Gauge::default(),
+            failing: Gauge::default(),
+            free_bytes: Gauge::default(),
+            reserve_bytes: Gauge::default(),
             notes: Gauge::default(),
             appended: Counter::default(),
             refused: Counter::default(),
@@ -64,6 +72,12 @@ impl OutboxMetrics {
         let age = m.oldest_age_seconds.clone();
         registry.register_with_unit("outbox_oldest_age", "Age of the oldest waiting reading", Unit::Seconds, age);
         registry.register("outbox_generations", "Databases on disk", m.generations.clone());
+        registry.register("outbox_full", "1 while there is no room for readings", m.full.clone());
+        registry.register("outbox_failing", "1 while the outbox cannot be written", m.failing.clone());
+        let free = m.free_bytes.clone();
+        registry.register("outbox_free_bytes", "Free bytes of the file system as last looked at", free);
+        let reserve = m.reserve_bytes.clone();
+        registry.register("outbox_reserve_bytes", "Bytes held back for a full disk; 0 while given up", reserve);
         registry.register("outbox_notes", "Ranges that gap records will tell", m.notes.clone());
         registry.register("outbox_appended", "Readings made durable", m.appended.clone());
         registry.register("outbox_refused", "Readings refused by policy", m.refused.clone());

@@ -78,6 +78,12 @@ impl Directory {
         self.path.join(format!("{id}.end"))
     }
 
+    /// Bytes on disk of a generation with its marks.
+    pub(super) fn generation_bytes(&self, id: GenerationId) -> u64 {
+        let paths = [self.generation(id), self.marker(id), self.summary(id)];
+        paths.iter().map(|path| disk_bytes(path)).sum()
+    }
+
     pub(super) fn damaged(&self) -> PathBuf {
         self.path.join("damaged")
     }
@@ -197,11 +203,45 @@ impl Directory {
         }
     }
 
-    /// Bytes free for us on the file system.
-    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+    /// What is free for us on the file system.
+    pub(super) fn free(&self) -> io::Result<Free> {
         let stat = rustix::fs::statvfs(&self.path)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        // A file system without a table of inodes says that it has none, of none.
+        let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        Ok(Free { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
     }
+
+    /// Bytes on disk of everything below the state directory but generations, `damaged/` and the reserve.
+    pub(super) fn beside_bytes(&self) -> u64 {
+        let counted = |name: &str| {
+            let stem = name.strip_suffix(".ok").or_else(|| name.strip_suffix(".end")).unwrap_or(name);
+            GenerationId::parse(stem).is_some() || matches!(name, "damaged" | "reserve")
+        };
+        let outbox = children(&self.path).filter(|path| !name_of(path).is_some_and(counted));
+        let parent = self.path.parent().into_iter().flat_map(children).filter(|path| *path != self.path);
+        outbox.chain(parent).map(|path| disk_bytes(&path)).sum()
+    }
+}
+
+/// What is free on a file system. Unknown: everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    pub(super) inodes: u64,
+}
+
+impl Default for Free {
+    fn default() -> Self {
+        Self { bytes: u64::MAX, inodes: u64::MAX }
+    }
+}
+
+fn children(path: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn name_of(path: &Path) -> Option<&str> {
+    path.file_name().and_then(|name| name.to_str())
 }
 
 /// Bytes that a file or a whole directory takes on disk; what cannot be read counts nothing.

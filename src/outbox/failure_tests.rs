@@ -95,7 +95,7 @@ fn a_full_disk_gets_delivered_generations_back_even_while_no_new_one_can_be_made
     assert!(before > 3, "{before}");
     fail_next(dir.path(), "fault-insert", "always full");
     let receipt = rig.submit(many(4001, 1, 100), None);
-    wait_until("failing", || rig.outbox.status().state.starts_with("failing"));
+    wait_until("full", || rig.outbox.status().state.starts_with("full: the file system refused"));
     trim(&rig.outbox, 4000);
     // The newest one holds the newest snapshot. (A try to make another may stand beside it for a moment.)
     wait_until("delivered ones leave the disk", || rig.outbox.shared.view().generations.len() == 1);

@@ -9,6 +9,8 @@
 //! sled panics on some damage, so every call runs under `catch_unwind`; after a panic or error the database is never
 //! written again.
 
+mod trees;
+
 use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use self::trees::Trees;
 use super::directory::{Directory, GenerationId, sync_directory, sync_tree};
 
 /// Segment sizes in use: small ones for a small `max_bytes`.
@@ -94,6 +97,7 @@ impl Deref for BlockBytes {
 
 struct Open {
     db: sled::Db,
+    trees: Trees,
     file: File,
 }
 
@@ -103,6 +107,8 @@ pub(super) struct Generation {
     path: PathBuf,
     segment_bytes: usize,
     inner: RwLock<Option<Open>>,
+    /// For one that is only read: bytes of `db` before it was opened.
+    closed_bytes: Option<u64>,
     /// Something was inserted since the last sync.
     dirty: AtomicBool,
 }
@@ -129,10 +135,20 @@ impl Generation {
         }
     }
 
+    /// Opens a generation that is closed, to be read. Opening fills the last segment up; closing cuts that off again, so
+    /// that readers leave no bytes behind.
+    pub(super) fn open_closed(directory: &Directory, id: GenerationId) -> Result<Self, StoreError> {
+        let db = directory.generation(id).join("db");
+        let bytes = fs::metadata(db).map_err(StoreError::of_io)?.len();
+        let mut generation = Self::open(directory, id, SEGMENT_BYTES[0])?;
+        generation.closed_bytes = Some(bytes);
+        Ok(generation)
+    }
+
     fn open_with(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
         let path = directory.generation(id);
         remove_half_made_snapshots(&path).map_err(StoreError::of_io)?;
-        let db = guarded(|| {
+        let (db, trees) = guarded(|| {
             let db = sled::Config::new()
                 .path(&path)
                 .segment_size(segment_bytes)
@@ -140,7 +156,8 @@ impl Generation {
                 .flush_every_ms(None)
                 .open()?;
             db.flush()?;
-            Ok(db)
+            let trees = Trees::of(&db)?;
+            Ok((db, trees))
         })?;
         // sled writes `conf` and renames its snapshot without syncing: without this most power cuts left a database
         // that did not open.
@@ -151,10 +168,12 @@ impl Generation {
                 id,
                 path,
                 segment_bytes,
-                inner: RwLock::new(Some(Open { db, file })),
+                inner: RwLock::new(Some(Open { db, trees, file })),
+                closed_bytes: None,
                 dirty: AtomicBool::new(false),
             }),
             Err(error) => {
+                drop(trees);
                 drop_guarded(db);
                 Err(StoreError::of_io(error))
             }
@@ -174,7 +193,7 @@ impl Generation {
         self.dirty.store(true, Ordering::Release);
         #[cfg(test)]
         self.fault("fault-insert")?;
-        self.with(|open| guarded(|| open.db.insert(first_index.to_be_bytes(), block).map(|_| ())))
+        self.with(|open| guarded(|| open.trees.insert(&open.db, first_index, block)))
     }
 
     /// Everything inserted is on the medium when this returns.
@@ -209,7 +228,7 @@ impl Generation {
 
     /// The first block whose first index is `index` or above.
     pub(super) fn block_from(&self, index: u64) -> Result<Option<(u64, BlockBytes)>, StoreError> {
-        let found = self.with(|open| guarded(|| open.db.range(index.to_be_bytes()..).next().transpose()))?;
+        let found = self.with(|open| guarded(|| open.trees.first_from(index)))?;
         let Some((key, value)) = found else { return Ok(None) };
         let key: [u8; 8] =
             key.as_ref().try_into().map_err(|_| StoreError::Damaged("a key is not an index".to_owned()))?;
@@ -225,7 +244,11 @@ impl Generation {
     pub(super) fn close(&self) {
         let open = self.inner.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(open) = open {
+            drop(open.trees);
             drop_guarded(open.db);
+            if let Some(bytes) = self.closed_bytes {
+                cut_to(&open.file, bytes, &self.path);
+            }
         }
     }
 
@@ -238,6 +261,14 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Gives back what opening added. Nothing was written since.
+fn cut_to(file: &File, bytes: u64, path: &Path) {
+    let cut = file.metadata().and_then(|meta| if meta.len() > bytes { file.set_len(bytes) } else { Ok(()) });
+    if let Err(error) = cut {
+        log::debug!("{} keeps the bytes that opening it took: {error}", path.display());
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) fn inspect(state_dir: &Path) -> io::Result<Inspection> {
         if summary.is_none() && Some(found.id) != newest {
             remarks.push(format!("the summary of {} is lost: the next start rebuilds it", found.id));
         }
-        generations.push(inspected(found.id.to_string(), disk_bytes(&directory.generation(found.id)), summary));
+        generations.push(inspected(found.id.to_string(), directory.generation_bytes(found.id), summary));
     }
     let damaged_bytes = disk_bytes(&directory.damaged());
     if damaged_bytes > 0 {

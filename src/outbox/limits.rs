@@ -59,13 +59,18 @@ impl HeldBytes {
 }
 
 /// Raw bytes of a generation, at most: decides memory (docs/decisions/0202).
-const GENERATION_BYTES_MAX: u64 = 6 << 20;
-const GENERATION_BYTES_MIN: u64 = 1 << 20;
+const GENERATION_RAW_BYTES_MAX: u64 = 6 << 20;
+const GENERATION_RAW_BYTES_MIN: u64 = 1 << 20;
 const RESERVE_BYTES_MAX: u64 = 16 << 20;
+/// What the reserve must be good for beside the segment that opening a generation takes: the files of a new
+/// generation, `pos`, summaries.
+const RESERVE_BESIDE_BYTES: u64 = 256 << 10;
 /// Below this `max_bytes` segments are small.
 const SMALL_BELOW_BYTES: u64 = 64 << 20;
+/// Room for control entries, notes, snapshots and small files.
+const CONTROL_BYTES: u64 = 256 << 10;
 
-/// Sizes that follow from `max_bytes`.
+/// Sizes that follow from `max_bytes` (docs/decisions/0225).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
     /// The cap.
@@ -83,22 +88,22 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn of(max_bytes: u64) -> Self {
         let part = max_bytes / 16;
-        let generation_raw_bytes = part.clamp(GENERATION_BYTES_MIN, GENERATION_BYTES_MAX);
+        let segment_bytes = SEGMENT_BYTES[usize::from(max_bytes < SMALL_BELOW_BYTES)];
         Self {
             max_bytes,
-            generation_raw_bytes,
-            group_raw_bytes: generation_raw_bytes / 4,
-            reserve_bytes: part.min(RESERVE_BYTES_MAX),
-            segment_bytes: SEGMENT_BYTES[usize::from(max_bytes < SMALL_BELOW_BYTES)],
+            generation_raw_bytes: part.clamp(GENERATION_RAW_BYTES_MIN, GENERATION_RAW_BYTES_MAX),
+            group_raw_bytes: (max_bytes / 64).min(GENERATION_RAW_BYTES_MAX / 4),
+            reserve_bytes: part.clamp(segment_bytes as u64 + RESERVE_BESIDE_BYTES, RESERVE_BYTES_MAX),
+            segment_bytes,
             damaged_bytes_max: part,
         }
     }
 
-    /// Readings are taken while what is on disk stays at or below this: what is left is for one group, a new
-    /// generation, control entries and notes.
+    /// Readings are taken while what is on disk stays at or below this. What is left is for control entries and notes,
+    /// and for two segments: a database that is opened is filled up to a whole one, and the newest one and the one that
+    /// is delivered may be.
     pub(super) fn readings_bytes_max(&self) -> u64 {
-        let new_generation = 2 * self.segment_bytes as u64 + self.segment_bytes as u64 / 4;
-        self.max_bytes.saturating_sub(new_generation + 2 * self.group_raw_bytes)
+        self.max_bytes.saturating_sub(2 * self.segment_bytes as u64 + CONTROL_BYTES)
     }
 }
 
@@ -127,7 +132,8 @@ mod tests {
         let sizes = Sizes::of(8 << 20);
         assert_eq!(sizes.segment_bytes, 512 << 10);
         let for_generations = sizes.readings_bytes_max() - sizes.reserve_bytes;
-        assert!(for_generations >= 4 * sizes.generation_raw_bytes, "{for_generations}");
+        assert!(for_generations >= 5 * sizes.generation_raw_bytes, "{for_generations}");
+        assert!(sizes.reserve_bytes > sizes.segment_bytes as u64, "a generation can be opened when the disk is full");
         assert_eq!(Sizes::of(1 << 30).segment_bytes, 1 << 20);
     }
 }

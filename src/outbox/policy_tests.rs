@@ -219,3 +219,74 @@ fn readings_older_than_max_age_are_dropped_and_told() {
     assert_eq!(rig.outbox.shared.metrics.failed.get(), 1);
     rig.close();
 }
+
+/// Watches the bytes below a directory until told to end; the most there ever were.
+fn watch(dir: &Path) -> (Arc<std::sync::atomic::AtomicBool>, std::thread::JoinHandle<u64>) {
+    let end = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (dir, until) = (dir.to_owned(), end.clone());
+    let watch = move || {
+        let mut most = 0;
+        while !until.load(std::sync::atomic::Ordering::Relaxed) {
+            most = most.max(directory::disk_bytes(&dir));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        most
+    };
+    (end, std::thread::Builder::new().spawn(watch).unwrap())
+}
+
+#[test]
+fn no_cap_is_passed_at_any_moment_under_any_policy() {
+    for (mib, when_full, value_bytes) in [
+        (8, WhenFull::Block, 8000),
+        (8, WhenFull::DropOldest, 8000),
+        (8, WhenFull::DropNewest, 1000),
+        (8, WhenFull::DropOldest, 900_000),
+        (20, WhenFull::Block, 8000),
+        (64, WhenFull::DropOldest, 8000),
+    ] {
+        let what = format!("{mib} MiB, {when_full:?}, readings of {value_bytes} bytes");
+        let dir = tempfile::tempdir().unwrap();
+        // What lies beside the generations counts as well.
+        std::fs::create_dir_all(dir.path().join("outbox/damaged/g1-1")).unwrap();
+        std::fs::write(dir.path().join("outbox/damaged/g1-1/db"), vec![7; 300_000]).unwrap();
+        std::fs::create_dir_all(dir.path().join("outbox/dead")).unwrap();
+        std::fs::write(dir.path().join("outbox/dead/one"), vec![7; 400_000]).unwrap();
+        let mut settings = with_policy(when_full);
+        settings.config.max_bytes = ByteSize::mib(mib);
+        settings.config.held_bytes_max = ByteSize::mib(512);
+        let (end, most) = watch(dir.path());
+        let mut rig = Rig::open_with(dir.path(), settings.clone());
+        let count = mib * 1_300_000 / value_bytes;
+        let readings: Vec<_> = (1..=count).map(|n| testing::reading_of(n, value_bytes as usize, true)).collect();
+        for reading in &readings {
+            rig.submit(vec![reading.clone()], None);
+        }
+        let mut reader = rig.outbox.reader();
+        if when_full == WhenFull::Block {
+            wait_until("full", || rig.outbox.status().state == "full");
+            // A restart at the brim, too.
+            drop(reader);
+            rig.close();
+            rig = Rig::open_with(dir.path(), settings);
+            rig.submit(vec![readings[0].clone()], None);
+            reader = rig.outbox.reader();
+            let mut after = 0;
+            for _ in 0..20 {
+                let batch = reader.batch_after(Sequence(after), SOME).unwrap();
+                after = batch.items.last().unwrap().last().0;
+                trim(&rig.outbox, after);
+            }
+        } else {
+            rig.outcomes(readings.len());
+            assert!(!read_all(&mut reader, 0).is_empty());
+            wait_until("it was full", || rig.outbox.status().dropped > 0);
+        }
+        drop(reader);
+        rig.close();
+        end.store(true, std::sync::atomic::Ordering::Relaxed);
+        let most = most.join().unwrap();
+        assert!(most <= mib << 20, "{what}: {most} bytes");
+        assert!(most >= (mib << 20) * 3 / 4, "{what}: {most} bytes, the cap was not even near");
+    }
+}

@@ -64,6 +64,8 @@ pub(super) struct View {
     pub(super) claimed: Option<u64>,
     /// Sequences a transaction with open outcome may hold, inclusive.
     pub(super) protected: Option<(u64, u64)>,
+    /// A reader cannot open a generation because the disk is full.
+    pub(super) reserve_wanted: bool,
     /// Bytes on disk.
     pub(super) bytes: u64,
     /// `ok`, `full`, `failing: ...`.
@@ -104,6 +106,7 @@ impl View {
             marks: Marks::default(),
             claimed: None,
             protected: None,
+            reserve_wanted: false,
             bytes: 0,
             state: "ok".to_owned(),
             dropped: 0,

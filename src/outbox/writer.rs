@@ -6,12 +6,15 @@
 //!
 //! `writer/queue.rs` holds what waits, `writer/flights.rs` what is under way, `writer/tail.rs` the numbers of the log's end,
 //! `writer/schedule.rs` says what is due. `writer/commit.rs` writes and answers, `writer/rotate.rs` makes and closes
-//! generations, `writer/remove.rs` removes them, `writer/room.rs` applies the policies.
+//! generations, `writer/remove.rs` removes them, `writer/room.rs` measures the disk and applies the policies,
+//! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve.
 
 mod commit;
 mod flights;
 mod queue;
+mod refuse;
 mod remove;
+mod reserve;
 mod room;
 mod rotate;
 mod schedule;
@@ -147,7 +150,7 @@ impl Writer {
         for id in opened.set_aside {
             writer.move_aside(id);
         }
-        writer.room.damaged_bytes = super::directory::disk_bytes(&writer.directory.damaged());
+        writer.measure_damaged();
         writer.room.has_reserve = writer.directory.file("reserve").exists();
         writer.publish_memory();
         writer.look_for_room();
@@ -163,6 +166,7 @@ impl Writer {
         while !self.is_done() {
             self.receive();
             self.trim();
+            self.lend_reserve();
             self.leave_full();
             if self.is_due() {
                 self.commit();
@@ -177,7 +181,12 @@ impl Writer {
 
     /// Closed, and nothing left that can be written.
     fn is_done(&self) -> bool {
-        self.closing && (self.queue.is_empty() || self.room.full || self.timers.retry_at.is_some())
+        self.closing && (self.queue.is_empty() || self.takes_nothing() || self.timers.retry_at.is_some())
+    }
+
+    /// Readings wait for room.
+    fn takes_nothing(&self) -> bool {
+        self.room.is_full() && self.config.when_full != config::outbox::WhenFull::DropNewest
     }
 
     /// Waits for commands until the next thing is due; takes all that are there.
@@ -264,7 +273,12 @@ impl Writer {
             );
         }
         if !self.queue.is_empty() {
-            log::warn!("{} submissions were not stored before the end; they were not acknowledged", self.queue.len());
+            log::warn!(
+                "{} submissions were not stored before the end (the outbox is {}); they were not acknowledged: what came by \
+                 MQTT at QoS 1 or 2 is sent again, what came by a serial line is lost",
+                self.queue.len(),
+                self.shared.view().state
+            );
         }
         if let Some(current) = self.current.take() {
             current.generation.close();
@@ -292,6 +306,9 @@ impl Writer {
         m.bytes.set(view.bytes as i64);
         m.oldest_age_seconds.set(age);
         m.generations.set(view.generations.len() as i64);
+        m.full.set(i64::from(self.room.is_full()));
+        m.failing.set(i64::from(view.state.starts_with("failing")));
+        m.reserve_bytes.set(if self.room.has_reserve { self.sizes.reserve_bytes as i64 } else { 0 });
         m.notes.set(self.memory.notes.iter().count() as i64);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::generation::{Generation, SEGMENT_BYTES, StoreError};
+use super::super::generation::{Generation, StoreError};
 use super::super::view::{Listed, Mark, Shared};
 use super::place::Sight;
 use super::walk::{Shelf, Taken};
@@ -58,11 +58,17 @@ impl Shelf for Live {
         if let Some(generation) = listed.live.upgrade() {
             return Ok(generation);
         }
-        let generation = Generation::open(&self.shared.directory, listed.id, SEGMENT_BYTES[0])?;
-        let generation = Arc::new(generation);
+        let opened = Generation::open_closed(&self.shared.directory, listed.id);
+        let bytes = self.shared.directory.generation_bytes(listed.id);
         let mut view = self.shared.view();
+        if let Err(StoreError::Full(_)) = &opened {
+            // Opening takes up to a segment: the writer gives the reserve up for it, and the next try finds the room.
+            view.reserve_wanted = true;
+        }
+        let generation = Arc::new(opened?);
         if let Some(known) = view.generations.iter_mut().find(|known| known.id == listed.id) {
             known.live = Arc::downgrade(&generation);
+            known.disk_bytes = bytes;
         }
         Ok(generation)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::outbox::OpenError;
 
-use super::super::directory::{Found, GenerationId, disk_bytes};
+use super::super::directory::{Found, GenerationId};
 use super::super::memory::Memory;
 use super::super::scan::scan;
 use super::super::summary::Summary;
@@ -31,7 +31,7 @@ impl Recovery {
                     }
                 },
             };
-            let disk_bytes = disk_bytes(&self.directory.generation(found.id));
+            let disk_bytes = self.directory.generation_bytes(found.id);
             closed.push(Closed { id: found.id, summary: Arc::new(summary), disk_bytes });
         }
         Ok(closed)
@@ -85,7 +85,7 @@ impl Recovery {
 
     fn push_closed(&self, id: GenerationId, summary: Summary, closed: &mut Vec<Closed>) {
         self.write_summary(id, &summary);
-        let disk_bytes = disk_bytes(&self.directory.generation(id));
+        let disk_bytes = self.directory.generation_bytes(id);
         closed.push(Closed { id, summary: Arc::new(summary), disk_bytes });
     }
 

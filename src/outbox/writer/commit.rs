@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::outbox::WhenFull;
 use crate::outbox::{Answer, Arrival, Control, Outcome};
 use crate::promise::Durable;
 use crate::record::{Index, ReceiptTime};
@@ -30,6 +29,9 @@ impl Writer {
         self.shared.progress.phase("writing", SYNC_STALL);
         self.timers.retry_at = None;
         self.look_for_room();
+        if self.timers.retry_at.is_some() {
+            return;
+        }
         match self.try_commit() {
             Ok(()) => {
                 self.queue.restart_waiting();
@@ -43,7 +45,8 @@ impl Writer {
     pub(super) fn succeeded(&mut self) {
         self.timers.retry.reset();
         self.timers.retry_at = None;
-        self.set_state(if self.room.full { "full" } else { "ok" });
+        let state = self.full_state();
+        self.set_state(&state);
     }
 
     fn try_commit(&mut self) -> Result<(), Stop> {
@@ -52,12 +55,16 @@ impl Writer {
         }
         self.raise_limits()?;
         self.tell_refused();
+        let left_bytes = self.left_bytes();
         let mut raw_bytes = 0;
         let mut works = 0;
         while raw_bytes < self.sizes.group_raw_bytes && works < GROUP_WORKS_MAX {
             if self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
                 self.finish_group()?;
                 self.rotate()?;
+            }
+            if raw_bytes > 0 && !self.room.is_full() && raw_bytes + self.queue.first_arrival_bytes() > left_bytes {
+                break;
             }
             let Some(work) = self.next_work() else { break };
             works += 1;
@@ -69,10 +76,7 @@ impl Writer {
 
     /// The next thing that may be written: when there is no room, control entries of sources that wait for none.
     fn next_work(&mut self) -> Option<Work> {
-        if !self.room.full || self.config.when_full == WhenFull::DropNewest {
-            return self.queue.pop();
-        }
-        self.queue.pop_needing_no_room()
+        if self.takes_nothing() { self.queue.pop_needing_no_room() } else { self.queue.pop() }
     }
 
     /// Gives a work its entries. Nothing touches the disk here.
@@ -107,7 +111,8 @@ impl Writer {
         if arrival.readings.is_empty() && arrival.packet.is_none() {
             return (self.tail.packer.next_index() - 1, Outcome::Appended);
         }
-        if self.room.full && !arrival.readings.is_empty() {
+        let refused = self.room.is_full() || self.fits_never(arrival.record_bytes());
+        if refused && !arrival.readings.is_empty() {
             self.refuse(id, &arrival.readings);
             return (UNSETTLED, Outcome::Refused);
         }
@@ -308,13 +313,21 @@ impl Writer {
         }
         self.tail.back_to_durable();
         self.close_current();
-        let freed = stop.is_full() && self.give_up_reserve();
-        let delay = if freed { std::time::Duration::ZERO } else { self.timers.retry.next_delay() };
+        let delay = self.timers.retry.next_delay();
         self.timers.retry_at = Some(Instant::now() + delay);
-        log::error!(
-            "the outbox cannot be written ({stop}); nothing of it was acknowledged, it is tried again in a new generation in {delay:?}"
-        );
-        self.set_state(&format!("failing: {stop}"));
+        if stop.is_full() {
+            // What it frees is for notes and for the drain.
+            self.give_up_reserve();
+            // Seen by the next look, which comes with the next try.
+            self.room.refused(stop.to_string(), 2 * delay);
+        } else {
+            self.set_state(&format!("failing: {stop}"));
+        }
+        if self.timers.may_tell(&stop.to_string()) {
+            log::error!(
+                "the outbox cannot be written ({stop}); nothing of it was acknowledged, it is tried again in a new generation until it succeeds"
+            );
+        }
         self.shared.metrics.failed.inc();
     }
 

@@ -82,6 +82,15 @@ impl Queue {
         work
     }
 
+    /// Record bytes of the arrival that is next among the arrivals, 0 if none waits.
+    pub(super) fn first_arrival_bytes(&self) -> u64 {
+        let first = self.works.iter().find_map(|work| match work {
+            Work::Arrival(_, arrival) => Some(arrival.record_bytes()),
+            _ => None,
+        });
+        first.unwrap_or(0)
+    }
+
     /// The first work that needs no room: a note, or a control entry of a source none of whose arrivals waits before it.
     pub(super) fn pop_needing_no_room(&mut self) -> Option<Work> {
         let mut waiting: Vec<*const Source> = Vec::new();

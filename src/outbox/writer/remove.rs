@@ -3,7 +3,9 @@
 
 use std::sync::mpsc::SyncSender;
 
-use super::super::directory::{GenerationId, disk_bytes};
+use crate::{clock, config};
+
+use super::super::directory::GenerationId;
 use super::super::recovery::note;
 use super::super::view::Listed;
 use super::queue::Work;
@@ -199,6 +201,35 @@ impl Writer {
                 log::error!("cannot move the damaged generation {id} away ({error}); the next start tries again");
             }
         }
-        self.room.damaged_bytes = disk_bytes(&self.directory.damaged());
+        self.measure_damaged();
+    }
+
+    /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.
+    pub(super) fn expire(&mut self) {
+        let config::units::Limit::At(age) = self.config.max_age else { return };
+        if !self.flights.is_empty() || self.timers.is_waiting_out() {
+            return;
+        }
+        let age_ns = u64::try_from(age.0.as_nanos()).unwrap_or(u64::MAX);
+        let expired = {
+            let mut view = self.shared.view();
+            let committed = view.committed;
+            let oldest = view.generations.iter().find(|listed| listed.end_sequence() > committed + 1);
+            let oldest = oldest.filter(|listed| self.is_older(listed, age_ns)).map(|listed| listed.id);
+            oldest.and_then(|id| view.claim(|listed| listed.id == id))
+        };
+        if let Some(listed) = expired {
+            self.drop_noted(&listed, "max_age");
+        }
+    }
+
+    fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
+        let Some(summary) = &listed.closed else { return false };
+        let now = clock::now();
+        if summary.boot_id == *self.tail.segment.boot_id {
+            return summary.last_received_mono_ns.saturating_add(age_ns) < now.mono_ns;
+        }
+        let age = now.wall_ns.saturating_sub(summary.last_received_wall_ns);
+        summary.synchronised && clock::synchronised() && u64::try_from(age).is_ok_and(|age| age > age_ns)
     }
 }

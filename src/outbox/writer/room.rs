@@ -1,90 +1,239 @@
 //! Room on disk, and what is done when there is none.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use bytestring::ByteString;
+use crate::config::outbox::WhenFull;
 
-use crate::clock;
-use crate::config::{self, outbox::WhenFull};
-use crate::record::{Flags, Kind, Reading, SourceId};
-
-use super::super::directory::disk_bytes;
+use super::super::directory::{Free, disk_bytes};
 use super::super::view::Listed;
-use super::queue::Work;
 use super::{ROOM_EVERY, Writer};
+
+/// What lies beside the generations is measured this often, and so are closed generations when there is no room.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// Directory, `conf` and marks of the newest generation.
+const MARKS_BYTES: u64 = 16 << 10;
+/// Free inodes for a new generation and what belongs to it.
+const INODES_MIN: u64 = 32;
+/// Free space that is never used up, whatever `free_space_floor` says: for a new generation, notes, `pos`.
+const FLOOR_BYTES_MIN: u64 = 256 << 10;
+
+/// Why there is no room for readings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// `max_bytes` is reached.
+    Cap,
+    /// The file system has so little free space that `free_space_floor` is reached, or none at all.
+    Space { free: u64 },
+    /// The file system has no free inodes.
+    Inodes,
+    /// A write was refused for want of space, whatever the file system says about it (a quota).
+    Refused(String),
+}
 
 /// What is known of the room on disk.
 #[derive(Debug)]
 pub(super) struct Room {
-    /// There is none for readings.
-    pub(super) full: bool,
+    /// Why there is none for readings, if so.
+    lack: Option<Lack>,
+    /// A write was refused for want of space; until then it counts.
+    refused: Option<(String, Instant)>,
     pub(super) has_reserve: bool,
     /// Bytes on disk of `damaged/`.
     pub(super) damaged_bytes: u64,
+    /// Bytes on disk of all else but generations and the reserve.
+    beside_bytes: u64,
+    measured_at: Option<Instant>,
+    free: Free,
     pub(super) looked_at: Instant,
 }
 
 impl Room {
     pub(super) fn new() -> Self {
-        Self { full: false, has_reserve: false, damaged_bytes: 0, looked_at: Instant::now() }
+        Self {
+            lack: None,
+            refused: None,
+            has_reserve: false,
+            damaged_bytes: 0,
+            beside_bytes: 0,
+            measured_at: None,
+            free: Free::default(),
+            looked_at: Instant::now(),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.lack.is_some()
     }
 
     /// Some may have been made: look soon.
     pub(super) fn look_soon(&mut self) {
+        self.refused = None;
         self.looked_at = Instant::now().checked_sub(ROOM_EVERY).unwrap_or(self.looked_at);
+    }
+
+    /// A write was refused for want of space: so there is none for a while, or until something is removed.
+    pub(super) fn refused(&mut self, why: String, during: Duration) {
+        self.refused = Some((why, Instant::now() + during));
     }
 }
 
 impl Writer {
-    /// Measures, makes room by the policy, and keeps the result in `full`. Nothing may be under way.
+    /// Measures, makes room by the policy, and keeps the result. Nothing may be under way.
     pub(super) fn look_for_room(&mut self) {
         self.room.looked_at = Instant::now();
-        while !self.has_room() {
-            // Undelivered readings make room only for others that wait.
-            let may_drop = self.config.when_full == WhenFull::DropOldest && !self.queue.is_empty();
-            let made = self.remove_retained() || (may_drop && self.drop_oldest());
-            if !made {
-                if !self.room.full {
-                    log::warn!(
-                        "the outbox is full ({} of {} bytes): {}",
-                        self.shared.view().bytes,
-                        self.sizes.max_bytes,
-                        full_means(self.config.when_full)
-                    );
-                }
-                self.room.full = true;
-                self.set_state("full");
-                return;
+        self.measure();
+        while let Some(lack) = self.lack() {
+            if !self.make_room(&lack) {
+                return self.be_full(lack);
             }
+            self.measure();
         }
-        if std::mem::take(&mut self.room.full) {
+        if self.room.lack.take().is_some() {
             log::info!("the outbox has room again");
             self.set_state("ok");
         }
         self.regain_reserve();
     }
 
+    /// Whether something was removed so that there may be room.
+    fn make_room(&mut self, lack: &Lack) -> bool {
+        if self.remove_retained() {
+            return true;
+        }
+        if *lack == Lack::Cap && self.measure_closed() {
+            return true;
+        }
+        // Undelivered readings make room only for others that wait, and only if that can be enough.
+        let may_drop = self.config.when_full == WhenFull::DropOldest && !self.queue.is_empty();
+        may_drop && self.could_help(lack) && self.drop_oldest()
+    }
+
+    /// Whether dropping all that is held could end the lack: what others took of the disk is not ours to make up for.
+    fn could_help(&self, lack: &Lack) -> bool {
+        let view = self.shared.view();
+        let closed = view.generations.iter().filter(|listed| listed.closed.is_some());
+        match lack {
+            Lack::Cap | Lack::Refused(_) => true,
+            Lack::Space { free } => {
+                let held: u64 = closed.map(|listed| listed.disk_bytes).sum();
+                free + held >= self.floor_bytes() + self.need_bytes()
+            }
+            // A generation is at least four files.
+            Lack::Inodes => self.room.free.inodes + 4 * closed.count() as u64 >= INODES_MIN,
+        }
+    }
+
+    fn be_full(&mut self, lack: Lack) {
+        if self.room.lack.as_ref() != Some(&lack) {
+            let first = self.room.lack.is_none();
+            self.room.lack = Some(lack);
+            if first {
+                log::warn!("the outbox is full: {}; {}", self.why_full(), full_means(self.config.when_full));
+            }
+        }
+        self.set_state(&self.full_state());
+    }
+
+    /// For `/status`: `full`, and why unless it is the cap.
+    pub(super) fn full_state(&self) -> String {
+        match &self.room.lack {
+            None => "ok".to_owned(),
+            Some(Lack::Cap) => "full".to_owned(),
+            Some(_) => format!("full: {}", self.why_full()),
+        }
+    }
+
+    fn why_full(&self) -> String {
+        match &self.room.lack {
+            None => String::new(),
+            Some(Lack::Cap) => {
+                format!("it takes {} bytes of max_bytes = {}", self.shared.view().bytes, self.sizes.max_bytes)
+            }
+            Some(Lack::Space { .. }) => {
+                format!("the file system has less than {} bytes free (free_space_floor)", self.floor_bytes())
+            }
+            Some(Lack::Inodes) => "the file system has no inodes free".to_owned(),
+            Some(Lack::Refused(why)) => format!("the file system refused a write ({why})"),
+        }
+    }
+
     /// When nothing waits, no commit looks for room: what was refused is told all the same as soon as there is some.
     pub(super) fn leave_full(&mut self) {
-        if self.room.full && self.queue.is_empty() && self.room.looked_at.elapsed() >= ROOM_EVERY {
+        if self.room.is_full() && self.queue.is_empty() && self.room.looked_at.elapsed() >= ROOM_EVERY {
             self.look_for_room();
             self.tell_refused();
         }
     }
 
-    /// Measures the disk: one stat, one statvfs.
-    fn has_room(&self) -> bool {
-        let current = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes());
+    /// Free space of the file system that readings leave alone.
+    pub(super) fn floor_bytes(&self) -> u64 {
+        self.config.free_space_floor.0.max(self.sizes.group_raw_bytes + FLOOR_BYTES_MIN)
+    }
+
+    /// Bytes for the arrival that waits first; after a lack at least for a group, so that it does not come and go with
+    /// every reading.
+    fn need_bytes(&self) -> u64 {
+        let first = self.queue.first_arrival_bytes();
+        let first = if self.fits_never(first) { 0 } else { on_disk(first) };
+        if self.room.is_full() { first.max(self.sizes.group_raw_bytes) } else { first }
+    }
+
+    /// Whether an arrival of so many bytes would not even fit an outbox that holds nothing else.
+    pub(super) fn fits_never(&self, arrival_bytes: u64) -> bool {
+        on_disk(arrival_bytes) + self.sizes.reserve_bytes + FLOOR_BYTES_MIN > self.sizes.readings_bytes_max()
+    }
+
+    /// What a group may write.
+    pub(super) fn left_bytes(&self) -> u64 {
+        let used = self.shared.view().bytes;
+        self.sizes.readings_bytes_max().saturating_sub(used).min(self.room.free.bytes.saturating_sub(FLOOR_BYTES_MIN))
+    }
+
+    fn lack(&self) -> Option<Lack> {
+        let need = self.need_bytes();
+        let free = self.room.free;
+        if let Some((why, _)) = self.room.refused.as_ref().filter(|(_, until)| *until > Instant::now()) {
+            return Some(Lack::Refused(why.clone()));
+        }
+        if self.shared.view().bytes + need > self.sizes.readings_bytes_max() {
+            return Some(Lack::Cap);
+        }
+        if free.bytes < self.floor_bytes() + need {
+            return Some(Lack::Space { free: free.bytes });
+        }
+        (free.inodes < INODES_MIN).then_some(Lack::Inodes)
+    }
+
+    /// Measures the disk: a stat and a statvfs; now and then the small files.
+    fn measure(&mut self) {
+        if self.room.measured_at.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
+            self.room.measured_at = Some(Instant::now());
+            self.room.beside_bytes = self.directory.beside_bytes();
+        }
+        let current = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes() + MARKS_BYTES);
         let reserve = if self.room.has_reserve { self.sizes.reserve_bytes } else { 0 };
-        let bytes = {
-            let mut view = self.shared.view();
-            let closed: u64 = view.generations.iter().map(|listed| listed.disk_bytes).sum();
-            view.bytes = closed + current + reserve + self.room.damaged_bytes;
-            view.bytes
-        };
-        let free = self.directory.free_bytes().unwrap_or(u64::MAX);
-        bytes <= self.sizes.readings_bytes_max() && free >= self.config.free_space_floor.0
+        let mut view = self.shared.view();
+        let closed: u64 = view.generations.iter().map(|listed| listed.disk_bytes).sum();
+        view.bytes = closed + current + reserve + self.room.damaged_bytes + self.room.beside_bytes;
+        drop(view);
+        self.room.free = self.directory.free().unwrap_or_default();
+        self.shared.metrics.free_bytes.set(i64::try_from(self.room.free.bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Readers make closed generations a little larger while they have them open. Whether any is smaller again.
+    fn measure_closed(&self) -> bool {
+        let closed: Vec<_> =
+            self.shared.view().generations.iter().filter(|g| g.closed.is_some()).map(|g| g.id).collect();
+        let sizes: Vec<_> = closed.into_iter().map(|id| (id, self.directory.generation_bytes(id))).collect();
+        let mut view = self.shared.view();
+        let mut shrunk = false;
+        for (id, bytes) in sizes {
+            if let Some(listed) = view.generations.iter_mut().find(|listed| listed.id == id) {
+                shrunk |= bytes < listed.disk_bytes;
+                listed.disk_bytes = bytes;
+            }
+        }
+        shrunk
     }
 
     /// Drops the oldest closed generation that nobody reads and no open transaction may hold. If there is none, the
@@ -108,113 +257,15 @@ impl Writer {
         self.shared.view().claim(|_| true)
     }
 
-    /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.
-    pub(super) fn expire(&mut self) {
-        let config::units::Limit::At(age) = self.config.max_age else { return };
-        if !self.flights.is_empty() || self.timers.is_waiting_out() {
-            return;
-        }
-        let age_ns = u64::try_from(age.0.as_nanos()).unwrap_or(u64::MAX);
-        let expired = {
-            let mut view = self.shared.view();
-            let committed = view.committed;
-            let oldest = view.generations.iter().find(|listed| listed.end_sequence() > committed + 1);
-            let oldest = oldest.filter(|listed| self.is_older(listed, age_ns)).map(|listed| listed.id);
-            oldest.and_then(|id| view.claim(|listed| listed.id == id))
-        };
-        if let Some(listed) = expired {
-            self.drop_noted(&listed, "max_age");
-        }
+    /// Measures `damaged/` anew.
+    pub(super) fn measure_damaged(&mut self) {
+        self.room.damaged_bytes = disk_bytes(&self.directory.damaged());
     }
+}
 
-    fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
-        let Some(summary) = &listed.closed else { return false };
-        let now = clock::now();
-        if summary.boot_id == *self.tail.segment.boot_id {
-            return summary.last_received_mono_ns.saturating_add(age_ns) < now.mono_ns;
-        }
-        let age = now.wall_ns.saturating_sub(summary.last_received_wall_ns);
-        summary.synchronised && clock::synchronised() && u64::try_from(age).is_ok_and(|age| age > age_ns)
-    }
-
-    /// Counts readings refused; the count is written with the group.
-    pub(super) fn refuse(&mut self, source: &SourceId, readings: &[Reading]) {
-        let mut refusal = self.memory.refusals.get(source).cloned().unwrap_or_default();
-        refusal.total += readings.len() as u64;
-        refusal.bytes += readings.iter().map(|reading| reading.record_bytes() as u64).sum::<u64>();
-        if let Some(last) = readings.last() {
-            refusal.topic = ByteString::from(&*last.topic);
-        }
-        let undo = self.memory.set_refusal(source, refusal);
-        self.flights.push_refusal(source, undo);
-        self.shared.metrics.dropped("drop_newest").inc_by(readings.len() as u64);
-    }
-
-    /// Queues a gap record for each source with refusals that none has told, once there is room.
-    pub(super) fn tell_refused(&mut self) {
-        if self.room.full {
-            return;
-        }
-        let untold: Vec<_> = self
-            .memory
-            .refusals
-            .iter()
-            .filter(|(_, refusal)| refusal.told < refusal.total)
-            .map(|(source, refusal)| (source.clone(), refusal.clone()))
-            .collect();
-        for (source, mut refusal) in untold {
-            if self.queue.tells_of(&source) {
-                continue;
-            }
-            let (count, bytes) = (refusal.total - refusal.told, refusal.bytes - refusal.told_bytes);
-            (refusal.told, refusal.told_bytes) = (refusal.total, refusal.bytes);
-            let reading = gap_of_refused(&source, &refusal.topic, count, bytes);
-            self.queue.push_front(Work::Told(source, Box::new(reading), refusal));
-        }
-    }
-
-    /// Gives the reserve up for good use; whether there was one.
-    pub(super) fn give_up_reserve(&mut self) -> bool {
-        self.room.has_reserve = false;
-        match self.directory.give_up_reserve() {
-            Ok(gave) => {
-                if gave {
-                    log::warn!("the disk is full: outbox/reserve was given up");
-                }
-                gave
-            }
-            Err(error) => {
-                log::error!("the disk is full and outbox/reserve cannot be removed: {error}");
-                false
-            }
-        }
-    }
-
-    /// Writes the reserve (again) when there is ample room for it.
-    fn regain_reserve(&mut self) {
-        if self.room.has_reserve || self.timers.retry_at.is_some() {
-            return;
-        }
-        let bytes = self.sizes.reserve_bytes;
-        let there = disk_bytes(&self.directory.file("reserve")) >= bytes;
-        let free = self.directory.free_bytes().unwrap_or(0);
-        let used = self.shared.view().bytes;
-        let room = free >= self.config.free_space_floor.0.saturating_add(2 * bytes)
-            && used + bytes <= self.sizes.readings_bytes_max();
-        if !there && !room {
-            return;
-        }
-        match self.directory.make_reserve(bytes) {
-            Ok(()) => {
-                self.room.has_reserve = true;
-                self.shared.view().bytes += bytes;
-            }
-            Err(error) => {
-                log::warn!("cannot write outbox/reserve ({error}); it is tried again when there is more room");
-                self.give_up_reserve();
-            }
-        }
-    }
+/// Raw bytes as they may come to lie on disk when they do not compress.
+fn on_disk(raw: u64) -> u64 {
+    raw + raw / 16 + 4096
 }
 
 fn full_means(policy: WhenFull) -> &'static str {
@@ -222,26 +273,5 @@ fn full_means(policy: WhenFull) -> &'static str {
         WhenFull::Block => "nothing more is taken from the sources until readings are delivered",
         WhenFull::DropOldest => "nothing more can be dropped at the moment, so nothing more is taken",
         WhenFull::DropNewest => "new readings are refused and counted",
-    }
-}
-
-/// The gap record for readings a source lost to `drop_newest`. It takes a fresh sequence, for those had none.
-fn gap_of_refused(source: &SourceId, topic: &ByteString, count: u64, bytes: u64) -> Reading {
-    let value = serde_json::json!({
-        "reason": "drop_newest", "source": source.as_str(), "count": count, "bytes": bytes,
-    });
-    let unsynchronised = if clock::synchronised() { Flags::default() } else { Flags::UNSYNCHRONISED };
-    Reading {
-        topic: topic.clone(),
-        device: source.0.clone(),
-        kind: Kind::Gap,
-        flags: unsynchronised,
-        received: clock::now(),
-        device_time_ns: None,
-        content_type: ByteString::from_static("application/json"),
-        quality: ByteString::new(),
-        mqtt: None,
-        replay_of: ByteString::new(),
-        value: Bytes::from(value.to_string()),
     }
 }

@@ -9,7 +9,7 @@ use crate::config;
 use crate::promise::Durable;
 use crate::record::Index;
 
-use super::super::directory::{GenerationId, disk_bytes, sync_directory};
+use super::super::directory::{GenerationId, sync_directory};
 use super::super::entry::ALONE;
 use super::super::generation::{Generation, unsynced_bytes_max};
 use super::super::summary::Summary;
@@ -114,7 +114,7 @@ impl Writer {
         if let Err(error) = summary.write(&self.directory.summary(id)) {
             log::warn!("cannot write the summary of {id} ({error}): the next start reads the generation instead");
         }
-        let bytes = disk_bytes(&self.directory.generation(id));
+        let bytes = self.directory.generation_bytes(id);
         let summary = Arc::new(summary);
         self.shared.publish(|view| {
             if let Some(listed) = view.generations.iter_mut().find(|listed| listed.id == id) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::config::outbox::{Sync, WhenFull};
+use crate::config::outbox::Sync;
 
 use super::{BEAT_EVERY, ROOM_EVERY, Writer};
 
@@ -13,6 +13,8 @@ const POSITION_EVERY: Duration = Duration::from_secs(1);
 const CONTROL_WAIT: Duration = Duration::from_secs(1);
 /// Metrics are brought up to date at most this often.
 const METRICS_EVERY: Duration = Duration::from_millis(500);
+/// The same failure is told at most this often.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Pauses between tries after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -23,17 +25,28 @@ pub(super) struct Timers {
     pub(super) retry_at: Option<Instant>,
     pub(super) position_at: Instant,
     pub(super) metrics_at: Instant,
+    /// The failure told last, and when.
+    told: Option<(String, Instant)>,
 }
 
 impl Timers {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { retry: Backoff::new(RETRY.0, RETRY.1), retry_at: None, position_at: now, metrics_at: now }
+        Self { retry: Backoff::new(RETRY.0, RETRY.1), retry_at: None, position_at: now, metrics_at: now, told: None }
     }
 
     /// Whether a failure is still waited out.
     pub(super) fn is_waiting_out(&self) -> bool {
         self.retry_at.is_some_and(|at| at > Instant::now())
+    }
+
+    /// Whether a failure is news: another one than before, or long ago.
+    pub(super) fn may_tell(&mut self, text: &str) -> bool {
+        let known = self.told.as_ref().is_some_and(|(known, at)| known == text && at.elapsed() < TELL_EVERY);
+        if !known {
+            self.told = Some((text.to_owned(), Instant::now()));
+        }
+        !known
     }
 
     pub(super) fn metrics_are_due(&self) -> bool {
@@ -65,7 +78,7 @@ impl Writer {
         if let Some(at) = self.timers.retry_at {
             return at;
         }
-        if self.room.full && self.config.when_full != WhenFull::DropNewest {
+        if self.takes_nothing() {
             // Only what needs no room, and whatever room there is by then.
             return self.room.looked_at + ROOM_EVERY;
         }
