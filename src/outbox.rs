@@ -17,6 +17,9 @@ mod failure_tests;
 mod fixture_tests;
 #[cfg(test)]
 mod fixture_write_tests;
+mod format;
+#[cfg(test)]
+mod format_tests;
 mod generation;
 mod inspect;
 #[cfg(test)]
@@ -57,6 +60,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+pub(crate) use format::{seal, unseal};
 pub use inspect::{InspectedGeneration, Inspection};
 pub use limits::{HeldBytes, HeldPermit};
 pub use reader::Reader;

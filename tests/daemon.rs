@@ -55,7 +55,10 @@ fn mqtt(name: &str, topic: &str) -> String {
 
 impl Daemon {
     fn start(text: &str, variables: &[(&str, &Path)]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), text, variables)
+    }
+
+    fn start_in(directory: tempfile::TempDir, text: &str, variables: &[(&str, &Path)]) -> Self {
         std::fs::write(directory.path().join("f.toml"), text).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let mut run = command(directory.path(), &["run"]);
@@ -160,6 +163,104 @@ fn a_state_directory_that_cannot_be_made_is_an_input_output_error() {
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(74), "{err}");
     assert!(err.contains("state"), "{err}");
+}
+
+/// Runs the daemon on a state directory that must be refused; what it says. Nothing in it may change.
+fn refused(directory: &Path, code: i32) -> String {
+    let listing = || {
+        let output = Command::new("find").arg(directory).args(["-printf", "%p %y %s %T@ %m %l\n"]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    std::fs::write(directory.join("f.toml"), config("")).unwrap();
+    let before = listing();
+    let output = command(directory, &["run"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{err}");
+    assert_eq!(String::from_utf8_lossy(&listing()), String::from_utf8_lossy(&before), "something was changed: {err}");
+    err
+}
+
+#[test]
+fn a_state_directory_that_is_none_is_named_and_left_alone() {
+    use std::os::unix::fs::symlink;
+    let make = |make: &dyn Fn(&Path)| {
+        let directory = tempfile::tempdir().unwrap();
+        make(&directory.path().join("state"));
+        directory
+    };
+    let home = make(&|state| {
+        std::fs::create_dir_all(state.join("Documents")).unwrap();
+        std::fs::write(state.join("letter.txt"), "dear").unwrap();
+    });
+    let err = refused(home.path(), 78);
+    assert!(
+        err.contains("is not the state directory of a fieldpost") && err.contains("Documents, letter.txt"),
+        "{err}"
+    );
+    let other = make(&|state| {
+        std::fs::create_dir_all(state.join("outbox")).unwrap();
+        std::fs::write(state.join("outbox/mail-1"), "dear").unwrap();
+    });
+    let err = refused(other.path(), 78);
+    assert!(err.contains("state/outbox holds other things (mail-1)"), "{err}");
+    let file = make(&|state| std::fs::write(state, "a file").unwrap());
+    assert!(refused(file.path(), 74).contains("it is a file, not a directory"));
+    let file = make(&|state| {
+        std::fs::create_dir_all(state).unwrap();
+        std::fs::write(state.join("outbox"), "a file").unwrap();
+    });
+    let err = refused(file.path(), 74);
+    assert!(err.contains("state/outbox: it is a file, not a directory"), "{err}");
+    let dangling = make(&|state| symlink("/nonexistent/disk", state).unwrap());
+    let err = refused(dangling.path(), 74);
+    assert!(err.contains("a symbolic link to /nonexistent/disk, which does not exist"), "{err}");
+    let circle = make(&|state| symlink(state, state).unwrap());
+    assert!(refused(circle.path(), 74).contains("cannot be followed"));
+}
+
+#[test]
+fn an_outbox_of_another_agent_or_a_later_format_is_named_and_left_alone() {
+    let mut daemon = Daemon::start(&config(""), &[]);
+    daemon.signal("TERM");
+    assert_eq!(daemon.end(), Some(0), "{}", daemon.log());
+    let state = daemon.path("state");
+    // The file as a later program would leave it: slots of 4 KiB, each counter u64, length u32, payload, crc32.
+    let whole = std::fs::read(state.join("outbox/state")).unwrap();
+    let write_slots = |payload: &str| {
+        let mut bytes = Vec::new();
+        for counter in [1_000_000u64, 1_000_001] {
+            let mut slot = counter.to_le_bytes().to_vec();
+            slot.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            slot.extend_from_slice(payload.as_bytes());
+            let sum = crc32fast::hash(&slot);
+            slot.extend_from_slice(&sum.to_le_bytes());
+            slot.resize(4096, 0);
+            bytes.extend(slot);
+        }
+        std::fs::write(state.join("outbox/state"), bytes).unwrap();
+    };
+    write_slots(r#"{"v":2,"writer":"7.1.0","houses":[]}"#);
+    let err = refused(daemon.directory.path(), 78);
+    assert!(err.contains("outbox/state was written by fieldpost 7.1.0, format 2; this program"), "{err}");
+    assert!(err.contains("knows up to 1"), "{err}");
+    std::fs::write(state.join("outbox/state"), &whole).unwrap();
+    let own = config("").replace("gw-1", "gw-2");
+    std::fs::write(daemon.path("f.toml"), own).unwrap();
+    let (code, _, err) = daemon.ask(&["run"]);
+    assert_eq!(code, Some(78), "{err}");
+    assert!(err.contains("is the outbox of agent \"gw-1\", not of \"gw-2\""), "{err}");
+    assert!(std::fs::read(state.join("outbox/state")).unwrap() == whole);
+}
+
+#[test]
+fn a_state_directory_behind_a_symbolic_link_is_as_good() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("disk")).unwrap();
+    std::os::unix::fs::symlink("disk", directory.path().join("state")).unwrap();
+    let daemon = Daemon::start_in(directory, &config(""), &[]);
+    assert_eq!(daemon.status()["agent"]["id"], "gw-1");
+    assert!(daemon.path("disk/outbox/state").exists());
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::delivery::encode::DeadReason;
 use crate::record::{Hole, Stored};
 
 const BYTES_MAX: u64 = 64 << 20;
+/// Of the first line.
+const FORMAT: u32 = 1;
 
 /// The local store.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub(crate) struct DeadStore {
 /// The first line of a file.
 #[derive(Debug, Serialize)]
 struct Head<'a> {
+    v: u32,
     agent: &'a str,
     incarnation: String,
     sequence: u64,
@@ -47,6 +50,7 @@ struct Head<'a> {
 /// The content of the file of a hole that has no topic to be told in.
 #[derive(Debug, Serialize)]
 struct Gap<'a> {
+    v: u32,
     agent: &'a str,
     incarnation: String,
     sequence: u64,
@@ -69,6 +73,7 @@ impl DeadStore {
     pub(crate) fn keep(&self, agent: &str, stored: &Stored, reason: &DeadReason) -> io::Result<String> {
         let reading = &stored.reading;
         let head = Head {
+            v: FORMAT,
             agent,
             incarnation: stored.incarnation.to_hex(),
             sequence: stored.sequence.0,
@@ -91,6 +96,7 @@ impl DeadStore {
     /// Keeps a gap record; durable when this returns.
     pub(crate) fn keep_gap(&self, agent: &str, hole: &Hole) -> io::Result<String> {
         let gap = Gap {
+            v: FORMAT,
             agent,
             incarnation: hole.incarnation.to_hex(),
             sequence: hole.to.0,

@@ -4,7 +4,7 @@
 //! by the caller (`packer.rs`).
 //!
 //! ```text
-//! u8  version (high 4 bits) | codec (low 4 bits: 0 raw, 1 zstd, 2 lz4)
+//! u8  version (high 4 bits; the format of the block, format.rs) | codec (low 4 bits: 0 raw, 1 zstd, 2 lz4)
 //! u32 crc32 over everything else
 //! u64 index of the first entry       u64 sequence the first counting entry has or would have
 //! u32 entries   u32 sequences        u32 raw length
@@ -135,11 +135,18 @@ fn checksum(block: &[u8]) -> u32 {
 
 /// Checks a block and reads its head.
 pub(super) fn check(block: &[u8]) -> Result<Head, BlockError> {
-    if block.len() < HEAD_BYTES {
+    if block.len() < 5 {
         return Err(BlockError::Short);
     }
     if checksum(block).to_le_bytes() != block[1..5] {
         return Err(BlockError::Checksum);
+    }
+    // So far all versions agree. A whole block of another one is no damage.
+    if block[0] >> 4 != VERSION || block[0] & 15 > CODEC_LZ4 {
+        return Err(BlockError::Unknown(block[0]));
+    }
+    if block.len() < HEAD_BYTES {
+        return Err(BlockError::Short);
     }
     let number = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes of a checked length"));
     let half = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes of a checked length"));
@@ -165,9 +172,6 @@ impl Decoder {
         let raw_len = u32::from_le_bytes(block[29..33].try_into().expect("four bytes of a checked length")) as usize;
         if raw_len > RAW_BYTES_MAX {
             return Err(BlockError::TooLarge(raw_len));
-        }
-        if block[0] >> 4 != VERSION {
-            return Err(BlockError::Unknown(block[0]));
         }
         let payload = &block[HEAD_BYTES..];
         let raw = match block[0] & 15 {

@@ -1,7 +1,7 @@
 //! Names and plain file work of the outbox's directory.
 //!
 //! ```text
-//! state_dir/lock             flock of the running daemon; holds its pid
+//! state_dir/lock             flock of the running daemon; holds its pid and version
 //! state_dir/outbox/
 //!   pos, state               two-slot files (slots.rs)
 //!   reserve                  real bytes, given up when the disk is full
@@ -183,15 +183,25 @@ impl Directory {
             return Ok(());
         }
         let mut file = File::create(&path)?;
+        let stamp = super::format::stamp();
+        file.write_all(stamp.as_bytes())?;
         // Not zeros: a file system may store those as a hole.
         let chunk = [0xa5u8; 64 * 1024];
-        let mut left = bytes;
+        let mut left = bytes.saturating_sub(stamp.len() as u64);
         while left > 0 {
             let len = left.min(chunk.len() as u64) as usize;
             file.write_all(&chunk[..len])?;
             left -= len as u64;
         }
         file.sync_all()
+    }
+
+    /// Marks a generation as fully made; durable when this returns.
+    pub(super) fn mark(&self, id: GenerationId) -> io::Result<()> {
+        let mut marker = File::create(self.marker(id))?;
+        marker.write_all(super::format::stamp().as_bytes())?;
+        marker.sync_all()?;
+        sync_directory(&self.path)
     }
 
     /// Gives `reserve` up; whether there was one.
@@ -242,6 +252,11 @@ fn children(path: &Path) -> impl Iterator<Item = PathBuf> {
 
 fn name_of(path: &Path) -> Option<&str> {
     path.file_name().and_then(|name| name.to_str())
+}
+
+/// The pid in the text of `lock`.
+pub(super) fn pid_of(lock: &str) -> Option<u32> {
+    lock.lines().next()?.trim().parse().ok()
 }
 
 /// Bytes that a file or a whole directory takes on disk; what cannot be read counts nothing.

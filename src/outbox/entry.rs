@@ -148,6 +148,16 @@ pub(super) struct Framed {
     pub(super) next: usize,
 }
 
+/// The kind of the first entry that this program does not know. In a block whose checksum is good it is no damage: a
+/// later program wrote it.
+pub(super) fn unknown_kind(raw: &Bytes) -> Option<u8> {
+    let mut at = 0;
+    while let Some(framed) = Framed::at(raw, at) {
+        at = framed.next;
+    }
+    raw.get(at).copied().filter(|kind| Kind::from_number(*kind).is_none())
+}
+
 impl Framed {
     /// Looks at the entry at `at`; `None` if there is none that could be.
     pub(super) fn at(raw: &Bytes, at: usize) -> Option<Self> {

@@ -50,6 +50,9 @@ pub(super) enum StoreError {
     /// The files are not what they should be: set aside.
     #[error("damaged: {0}")]
     Damaged(String),
+    /// Whole, but of a later program (format.rs): never set aside.
+    #[error("{0}; a later fieldpost wrote it, and this one must leave it alone")]
+    Later(String),
     /// The file system said no; another try may do.
     #[error("{0}")]
     Io(io::Error),
@@ -79,6 +82,7 @@ impl StoreError {
         match error {
             sled::Error::Io(error) => Self::of_io(error),
             sled::Error::Unsupported(text) if text.contains("io buffer size") => Self::OtherSegment,
+            sled::Error::Unsupported(text) if text.contains("pagecache version") => Self::Later(text),
             error => Self::Damaged(error.to_string()),
         }
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Directory, disk_bytes};
+use super::directory::{Directory, disk_bytes, pid_of};
+use super::format;
 use super::position::Position;
 use super::slots;
 use super::state::{self, Loaded};
@@ -79,6 +80,9 @@ pub(super) fn inspect(state_dir: &Path) -> io::Result<Inspection> {
     if position.is_none() {
         remarks.push("pos is lost: the ledger in Kafka knows what is delivered".to_owned());
     }
+    if let Some(later) = format::find_later(&directory)? {
+        remarks.push(later.to_string());
+    }
     let newest = found.last().map(|found| found.id);
     let mut generations = Vec::new();
     for found in found {
@@ -127,7 +131,7 @@ fn running(state_dir: &Path) -> Option<u32> {
     let path = state_dir.join("lock");
     let file = std::fs::File::open(&path).ok()?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
-        Err(rustix::io::Errno::WOULDBLOCK) => std::fs::read_to_string(path).ok()?.trim().parse().ok(),
+        Err(rustix::io::Errno::WOULDBLOCK) => pid_of(&std::fs::read_to_string(path).ok()?),
         _ => None,
     }
 }

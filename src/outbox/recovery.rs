@@ -1,6 +1,6 @@
 //! Opening, in this order:
 //!
-//! 1. Lock the state directory; refuse an outbox of another agent or format.
+//! 1. Refuse what is no place for an outbox, or one of another agent or a later format; lock the state directory.
 //! 2. Finish removals; delete the newest generation if it is unmarked and nothing can have been acknowledged from it.
 //! 3. Open generations from the newest back until one has a complete snapshot; rebuild the memory from there on. What
 //!    does not open is set aside. A full disk is no damage: the reserve is given up, then opening fails.
@@ -10,13 +10,14 @@
 //! 6. Go on in the newest generation if it is whole; else the writer makes a new one, whose snapshot holds the new notes,
 //!    and only then moves what is damaged away.
 //!
-//! Files: `lock.rs` (1), `newest.rs` (2, 3), `life.rs` (4), `older.rs` (5, 6), `losses.rs` (notes of 4 to 6).
+//! Files: `place.rs` and `lock.rs` (1), `newest.rs` (2, 3), `life.rs` (4), `older.rs` (5, 6), `losses.rs` (notes of 4 to 6).
 
 mod life;
 mod lock;
 mod losses;
 mod newest;
 mod older;
+mod place;
 
 use std::fs::{self, File};
 use std::io;
@@ -95,11 +96,15 @@ struct Recovery {
 /// Opens the outbox below `state_dir`.
 pub(super) fn open(state_dir: &Path, agent: &str, sizes: Sizes) -> Result<(Opened, StateFile), OpenError> {
     let path = state_dir.join("outbox");
+    place::check(state_dir)?;
+    let directory = Directory::new(path.clone());
+    lock::refuse_foreign(&directory, agent)?;
     // Readings are nobody else's business. A directory that is there keeps the mode its owner gave it.
     fs::DirBuilder::new().recursive(true).mode(0o750).create(&path).map_err(io_error("create", &path))?;
-    let lock = lock::lock(state_dir)?;
-    lock::refuse_foreign(&path, agent)?;
-    let directory = Directory::new(path.clone());
+    let mut lock = lock::lock(state_dir)?;
+    // Once more: until now another process may have written.
+    lock::refuse_foreign(&directory, agent)?;
+    lock::sign(&mut lock).map_err(io_error("write", &state_dir.join("lock")))?;
     let (mut state, loaded) =
         StateFile::open(&directory.file("state"), agent).map_err(io_error("open", &directory.file("state")))?;
     let (position, known) =

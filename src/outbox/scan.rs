@@ -3,8 +3,8 @@
 
 use crate::record::{Reading, SourceId};
 
-use super::block::Decoder;
-use super::entry::{Control, Entry, FIRST, Framed, LAST, SPLIT_BEGIN};
+use super::block::{BlockError, Decoder};
+use super::entry::{Control, Entry, FIRST, Framed, LAST, SPLIT_BEGIN, unknown_kind};
 use super::generation::{Generation, StoreError};
 use super::memory::Memory;
 use super::reading;
@@ -65,6 +65,9 @@ pub(super) fn scan(generation: &Generation, limit: Option<u64>, memory: &mut Mem
                     scanner.broken(format!("entries {} to {key} are missing", scanner.index));
                     (scanner.index, scanner.sequence) = (key, head.first_sequence);
                 }
+                if let Some(kind) = unknown_kind(&raw) {
+                    return Err(StoreError::Later(format!("block {key} holds an entry of kind {kind}")));
+                }
                 scanner.scan.raw_bytes += raw.len() as u64;
                 scanner.block(&raw, limit);
                 if scanner.index != head.end_index().min(limit) || key >= head.end_index() {
@@ -77,6 +80,7 @@ pub(super) fn scan(generation: &Generation, limit: Option<u64>, memory: &mut Mem
                 scanner.broken(format!("block {key} stands under another key"));
                 scanner.index = key + 1;
             }
+            Err(error @ BlockError::Unknown(_)) => return Err(StoreError::Later(format!("{error} ({key})"))),
             Err(error) => {
                 scanner.broken(format!("{error} ({key})"));
                 scanner.index = key + 1;

@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::outbox::{Identity, IdentityChange};
 use crate::record::{Incarnation, Nonce};
 
+use super::format::{FORMAT, WRITER};
 use super::slots::{self, Slots};
 
-/// Version of the format of the whole directory.
-pub(super) const FORMAT: u32 = 1;
 /// Incarnations kept by name; older ones are delivered long since.
 const LIVES_MAX: usize = 16;
 
@@ -38,8 +37,11 @@ impl Life {
 /// What the file holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Format of the directory.
+    /// Format of the directory (format.rs).
     pub(super) v: u32,
+    /// Version of the program that wrote this file last; empty before 0.1.0 was out.
+    #[serde(default)]
+    pub(super) writer: String,
     pub(super) agent: String,
     /// Oldest first; the last one is in force.
     pub(super) lives: Vec<Life>,
@@ -64,6 +66,7 @@ impl State {
     pub(super) fn new(agent: &str) -> Self {
         Self {
             v: FORMAT,
+            writer: WRITER.to_owned(),
             agent: agent.to_owned(),
             lives: Vec::new(),
             index_limit: 0,
@@ -141,11 +144,11 @@ pub(super) struct StateFile {
 /// What the slots held.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    /// A state of some agent and version.
+    /// A state of some agent.
     State(State),
     /// Nothing valid.
     Nothing,
-    /// A payload of another program or version.
+    /// A whole payload that is no state: of another program.
     Unknown,
 }
 
@@ -181,6 +184,7 @@ impl StateFile {
     pub(super) fn update(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         let mut state = self.state.clone();
         change(&mut state);
+        state.writer = WRITER.to_owned();
         let payload = serde_json::to_vec(&state).map_err(io::Error::other)?;
         self.slots.write(&payload)?;
         self.state = state;

@@ -1,4 +1,4 @@
-//! What a closed generation holds: the file `g....end` beside it, JSON and a CRC in the last line. It spares opening all
+//! What a closed generation holds: the file `g....end` beside it, sealed JSON (format.rs). It spares opening all
 //! generations at start; a missing or torn one is rebuilt by reading the generation.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Reading, SourceId};
+
+use super::format::{self, FORMAT, WRITER};
 
 /// Contents of a generation. Ends are exclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -30,6 +32,15 @@ pub(super) struct Summary {
     pub(super) boot_id: String,
     /// Whether all of its readings have a synchronised wall time.
     pub(super) synchronised: bool,
+}
+
+/// What is written: the format first.
+#[derive(Serialize)]
+struct Content<'a> {
+    v: u32,
+    writer: &'static str,
+    #[serde(flatten)]
+    summary: &'a Summary,
 }
 
 impl Summary {
@@ -62,16 +73,14 @@ impl Summary {
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        let json = serde_json::to_string(self).map_err(io::Error::other)?;
+        let json = serde_json::to_string(&Content { v: FORMAT, writer: WRITER, summary: self });
         let mut file = fs::File::create(path)?;
-        writeln!(file, "{json}\n{:08x}", crc32fast::hash(json.as_bytes()))?;
+        file.write_all(format::seal(&json.map_err(io::Error::other)?).as_bytes())?;
         file.sync_data()
     }
 
     /// `None`: missing or torn.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        let text = fs::read_to_string(path).ok()?;
-        let (json, sum) = text.trim_end().rsplit_once('\n')?;
-        (format!("{:08x}", crc32fast::hash(json.as_bytes())) == sum).then(|| serde_json::from_str(json).ok())?
+        serde_json::from_str(format::unseal(&fs::read_to_string(path).ok()?)?).ok()
     }
 }

@@ -1,7 +1,7 @@
 //! Where reading back may start: per partition an offset below which nothing of ours can be in doubt, and for the ledger's
 //! partition the offset of our newest record.
 //!
-//! File `hints` in the outbox directory, JSON, replaced whole (write, sync, rename, sync). A hint is durable before the
+//! File `hints` in the outbox directory, sealed JSON (outbox/format.rs), replaced whole (write, sync, rename, sync). A hint is durable before the
 //! first send to its partition. A hint that is too old, or lost, only makes reading back longer; one that lies outside the
 //! partition's offsets is ignored (the topic was made anew).
 
@@ -52,7 +52,7 @@ impl Hints {
     pub(super) fn open(directory: &Path, ever_began: bool) -> Self {
         let file = directory.join("hints");
         let content = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice::<Content>(&bytes).ok().filter(|content| content.v == 1),
+            Ok(bytes) => parse(&bytes),
             Err(_) => None,
         };
         let content = content.unwrap_or(Content { v: 1, complete: !ever_began, ..Content::default() });
@@ -123,12 +123,19 @@ impl Hints {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let bytes = serde_json::to_vec(&self.content).map_err(io::Error::other)?;
-        write_durably(&self.file, &[&bytes])?;
+        let json = serde_json::to_string(&self.content).map_err(io::Error::other)?;
+        write_durably(&self.file, &[crate::outbox::seal(&json).as_bytes()])?;
         self.moved = false;
         self.written_at = Instant::now();
         Ok(())
     }
+}
+
+/// Reads the file; before 0.1.0 was out it had no seal.
+fn parse(bytes: &[u8]) -> Option<Content> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let json = crate::outbox::unseal(text).unwrap_or(text);
+    serde_json::from_str::<Content>(json).ok().filter(|content| content.v == 1)
 }
 
 /// The file as this version writes it, for the fixtures of the outbox.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::record::{Sequence, Stored};
 
-use super::super::block::{self, Decoder};
-use super::super::entry::{Entry, Framed, Kind, SPLIT_BEGIN, Segment};
+use super::super::block::{self, BlockError, Decoder};
+use super::super::entry::{Entry, Framed, Kind, SPLIT_BEGIN, Segment, unknown_kind};
 use super::super::generation::{Generation, StoreError};
 use super::super::note::Notes;
 use super::super::reading::{self, ReadingEntry};
@@ -123,6 +123,7 @@ impl Place {
                     self.next_block = key + 1;
                     continue;
                 }
+                Err(error @ BlockError::Unknown(_)) => return Err(StoreError::Later(format!("{error} ({key})"))),
                 Err(error) => {
                     log::error!("block {key} of {}: {error}", self.generation.id());
                     self.next_block = key + 1;
@@ -145,6 +146,9 @@ impl Place {
                     continue;
                 }
             };
+            if let Some(kind) = unknown_kind(&raw) {
+                return Err(StoreError::Later(format!("block {key} holds an entry of kind {kind}")));
+            }
             self.sequence = head.first_sequence;
             self.block = Some(Block { raw, at: 0, index: key, end_index: head.end_index() });
             return Ok(true);

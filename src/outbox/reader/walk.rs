@@ -150,7 +150,9 @@ impl<S: Shelf> Walk<S> {
                 std::thread::sleep(BUSY_WAIT);
                 Ok(())
             }
-            StoreError::Full(_) | StoreError::Io(_) => Err(Trouble::Store(format!("{id}: {error}"))),
+            StoreError::Full(_) | StoreError::Io(_) | StoreError::Later(_) => {
+                Err(Trouble::Store(format!("{id}: {error}")))
+            }
             StoreError::Damaged(_) | StoreError::OtherSegment if self.failed != Some(id) => {
                 log::warn!("{id} cannot be read ({error}): it is opened once more");
                 self.failed = Some(id);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
+use super::super::format::{FORMAT, WRITER};
 use super::super::generation::{Generation, StoreError};
 use super::super::memory::Memory;
 use super::super::position::Position;
@@ -23,8 +24,15 @@ pub(super) struct Tried {
     pub(super) scan: Scan,
 }
 
-fn store_error(path: &Path, error: StoreError) -> OpenError {
+pub(super) fn store_error(path: &Path, error: StoreError) -> OpenError {
     let source = match error {
+        StoreError::Later(text) => {
+            return OpenError::Foreign(format!(
+                "{}: {text}: a later fieldpost wrote it. This program, fieldpost {WRITER}, knows formats up to {FORMAT}: use \
+                 the version that wrote it, or a later one. Nothing was set aside or removed",
+                path.display()
+            ));
+        }
         StoreError::Full(text) => io::Error::new(io::ErrorKind::StorageFull, text),
         StoreError::Io(error) => error,
         error => io::Error::other(error.to_string()),
@@ -97,6 +105,9 @@ impl Recovery {
             let mut own = Memory::default();
             match scan(&generation, limit, &mut own) {
                 Ok(scan) => tried.push(Tried { found: found[left], generation, scan }),
+                Err(error @ StoreError::Later(_)) => {
+                    return Err(store_error(&self.directory.generation(found[left].id), error));
+                }
                 Err(error) => {
                     log::error!("{} cannot be read ({error}): it is moved away", found[left].id);
                     self.set_aside.push(found[left].id);

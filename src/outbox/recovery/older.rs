@@ -5,10 +5,11 @@ use std::sync::Arc;
 use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
+use super::super::generation::StoreError;
 use super::super::memory::Memory;
 use super::super::scan::scan;
 use super::super::summary::Summary;
-use super::newest::Tried;
+use super::newest::{Tried, store_error};
 use super::{Closed, Continued, Recovery};
 
 impl Recovery {
@@ -45,6 +46,7 @@ impl Recovery {
                 self.write_summary(id, &scan.summary);
                 Ok(Some(scan.summary))
             }
+            Err(error @ StoreError::Later(_)) => Err(store_error(&self.directory.generation(id), error)),
             Err(error) => {
                 log::error!("{id} cannot be read ({error}): it is moved away");
                 Ok(None)

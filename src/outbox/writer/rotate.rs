@@ -1,6 +1,5 @@
 //! Making and closing generations.
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use crate::config;
 use crate::promise::Durable;
 use crate::record::Index;
 
-use super::super::directory::{GenerationId, sync_directory};
+use super::super::directory::GenerationId;
 use super::super::entry::ALONE;
 use super::super::generation::{Generation, unsynced_bytes_max};
 use super::super::summary::Summary;
@@ -85,10 +84,7 @@ impl Writer {
             unsynced += block.bytes.len();
         }
         generation.sync()?;
-        let mark = || File::create(self.directory.marker(id))?.sync_all();
-        mark()
-            .and_then(|()| sync_directory(self.directory.path()))
-            .map_err(|error| Stop::Io("mark a new generation", error))?;
+        self.directory.mark(id).map_err(|error| Stop::Io("mark a new generation", error))?;
         Ok(generation)
     }
 
