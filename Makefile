@@ -4,6 +4,7 @@
 #   make demo    the whole story on this machine: meters, brokers, an outage, a kill, and a tally
 #   make check   formatting, lints, licences
 #   make test    all tests, with real brokers; TEST_KAFKA=host:port runs them against another cluster
+#   make test-arm-outbox   the outbox's tests built for 32-bit ARM, under qemu (Debian on x86-64)
 #   make soak    one run of TEST_READINGS (200,000) readings with faults
 #   make bench   micro benchmarks and the end-to-end figures
 #   make clean   remove what was built and fetched
@@ -20,7 +21,7 @@ export RUST_TEST_THREADS ?= 4
 # Two runs that share a build directory would test each other's program.
 LOCKED = mkdir -p $(CARGO_TARGET_DIR) && exec flock $(CARGO_TARGET_DIR)/make.lock
 
-.PHONY: setup demo check test soak bench clean
+.PHONY: setup demo check test test-arm-outbox soak bench clean
 
 setup:
 	@scripts/setup
@@ -38,6 +39,10 @@ check: setup
 test: setup
 	@$(LOCKED) cargo test --locked
 
+# Without the loop of kills, which starts itself: qemu does not start ARM programs for it.
+test-arm-outbox:
+	@$(LOCKED) scripts/arm test --lib -- outbox:: --skip kill_tests
+
 soak: setup
 	@$(LOCKED) env TEST_READINGS=$(or $(TEST_READINGS),200000) cargo test --locked --release --test end_to_end -- soak --nocapture
 
@@ -45,4 +50,4 @@ bench: setup
 	@$(LOCKED) cargo bench --locked
 
 clean:
-	rm -rf $(CACHE)/target-* $(CACHE)/kafka-* $(CACHE)/tools target
+	rm -rf $(CACHE)/target-* $(CACHE)/kafka-* $(CACHE)/tools $(CACHE)/arm target

@@ -195,7 +195,7 @@ fn there_is_a_fixture_of_every_version_and_architecture_that_ever_was() {
     let names: Vec<_> =
         fixtures().iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     // Only ever added to.
-    for name in ["0_1_0-x86_64-killed", "0_1_0-x86_64-orderly"] {
+    for name in ["0_1_0_early-x86_64-killed", "0_1_0_early-x86_64-orderly", "0_1_0-arm-killed", "0_1_0-arm-orderly"] {
         assert!(names.iter().any(|known| known == name), "{name} is missing in {names:?}");
     }
 }
