@@ -7,6 +7,7 @@
 #   make test-arm-outbox   the outbox's tests built for 32-bit ARM, under qemu (Debian on x86-64)
 #   make soak    one run of TEST_READINGS (200,000) readings with faults
 #   make bench   micro benchmarks and the end-to-end figures
+#   make bench-outbox   the outbox beside a plain file, on the file system of TMPDIR (TEST_QUICK=1: short)
 #   make clean   remove what was built and fetched
 SHELL := /bin/bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fieldpost
@@ -21,7 +22,7 @@ export RUST_TEST_THREADS ?= 4
 # Two runs that share a build directory would test each other's program.
 LOCKED = mkdir -p $(CARGO_TARGET_DIR) && exec flock $(CARGO_TARGET_DIR)/make.lock
 
-.PHONY: setup demo check test test-arm-outbox soak bench clean
+.PHONY: setup demo check test test-arm-outbox soak bench bench-outbox clean
 
 setup:
 	@scripts/setup
@@ -48,6 +49,9 @@ soak: setup
 
 bench: setup
 	@$(LOCKED) cargo bench --locked
+
+bench-outbox: setup
+	@$(LOCKED) cargo bench --locked --bench outbox --features bench
 
 clean:
 	rm -rf $(CACHE)/target-* $(CACHE)/kafka-* $(CACHE)/tools $(CACHE)/arm target

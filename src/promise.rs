@@ -35,6 +35,13 @@ impl Committed {
         Self { incarnation, upto }
     }
 
+    /// For a benchmark that has no Kafka and drains into nothing.
+    #[cfg(feature = "bench")]
+    #[doc(hidden)]
+    pub fn for_bench(incarnation: Incarnation, upto: Sequence) -> Self {
+        Self { incarnation, upto }
+    }
+
     /// The incarnation whose sequences are meant.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation

@@ -35,6 +35,9 @@ pub struct OutboxMetrics {
     pub damaged: Counter,
     pub blocks: Counter,
     pub written_bytes: Counter,
+    pub payload_bytes: Counter,
+    pub syncs: Counter,
+    pub medium_bytes: Counter,
     pub sync_seconds: Histogram,
     dropped: Family<ReasonLabel, Counter>,
 }
@@ -57,6 +60,9 @@ impl Default for OutboxMetrics {
             damaged: Counter::default(),
             blocks: Counter::default(),
             written_bytes: Counter::default(),
+            payload_bytes: Counter::default(),
+            syncs: Counter::default(),
+            medium_bytes: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 18)),
             dropped: Family::default(),
         }
@@ -86,6 +92,11 @@ impl OutboxMetrics {
         registry.register("outbox_damaged", "Databases set aside as damaged", m.damaged.clone());
         registry.register("outbox_blocks", "Blocks written", m.blocks.clone());
         registry.register("outbox_written_bytes", "Bytes of blocks written, compressed", m.written_bytes.clone());
+        registry.register("outbox_payload_bytes", "Bytes of values made durable", m.payload_bytes.clone());
+        registry.register("outbox_syncs", "Syncs of the medium that made readings durable", m.syncs.clone());
+        let medium = m.medium_bytes.clone();
+        let help = "Bytes of file pages this process had written, without the journal of the file system";
+        registry.register("outbox_medium_bytes", help, medium);
         let sync = m.sync_seconds.clone();
         registry.register_with_unit("outbox_sync", "Time of a sync of the medium", Unit::Seconds, sync);
         m

@@ -195,6 +195,7 @@ impl Writer {
         let current = self.current.as_ref().expect("a sync follows an insert");
         current.generation.sync()?;
         self.shared.metrics.sync_seconds.observe(started.elapsed().as_secs_f64());
+        self.shared.metrics.syncs.inc();
         self.tail.unsynced_bytes = 0;
         self.synced_through(self.tail.inserted_end);
         Ok(())
@@ -221,11 +222,13 @@ impl Writer {
         let mut newest = None;
         let mut noted = false;
         let mut added = (0, 0);
+        let mut payload_bytes = 0;
         while let Some(flight) = self.flights.pop_through(through) {
             match flight.work {
                 Work::Arrival(source, arrival) => {
                     if flight.outcome == Outcome::Appended {
                         added.0 += arrival.readings.len() as u64;
+                        payload_bytes += arrival.readings.iter().map(|reading| reading.value.len() as u64).sum::<u64>();
                         if let Some(reading) = arrival.readings.first() {
                             newest.get_or_insert((flight.sequence_after, reading.received));
                         }
@@ -253,6 +256,7 @@ impl Writer {
             }
         }
         self.shared.metrics.appended.inc_by(added.0);
+        self.shared.metrics.payload_bytes.inc_by(payload_bytes);
         self.shared.metrics.refused.inc_by(added.1);
         if noted {
             self.publish_memory();
