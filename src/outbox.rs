@@ -50,6 +50,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wear;
+#[cfg(test)]
+mod wear_tests;
 mod wire;
 mod writer;
 
@@ -293,6 +296,9 @@ pub struct Outbox {
     commands: Sender<Command>,
     sizes: Sizes,
     when_full: config::outbox::WhenFull,
+    sync: config::outbox::Sync,
+    /// How long a reading may wait for its sync to begin.
+    loss_window: Duration,
     segment: Nonce,
 }
 
@@ -302,7 +308,8 @@ impl Outbox {
         let OpenOptions { config, agent_id, metrics } = options;
         let sizes = Sizes::of(config.max_bytes.0);
         let (opened, state) = recovery::open(state_dir, &agent_id, sizes)?;
-        let when_full = config.when_full;
+        let (when_full, sync, loss_window) = (config.when_full, config.sync, writer::gather(&config));
+        tell_loss_window(sync, loss_window);
         let segment = opened.segment.nonce;
         let shared = Arc::new(share(&opened, state, metrics, &config));
         // Bounded by the permits of `held_bytes_max` and by the packet identifiers of the sessions.
@@ -314,7 +321,7 @@ impl Outbox {
         let spawned = std::thread::Builder::new().name("outbox-writer".to_owned()).spawn(move || writer.run());
         let path = shared.directory.path().display().to_string();
         spawned.map_err(|source| OpenError::Io { what: "start the writer of", path, source })?;
-        Ok(Self { shared, commands, sizes, when_full, segment })
+        Ok(Self { shared, commands, sizes, when_full, sync, loss_window, segment })
     }
 
     /// Looks at an outbox, running or not, without changing it.
@@ -420,7 +427,9 @@ impl Outbox {
 
     /// The part of `/status`.
     pub fn status(&self) -> OutboxStatus {
+        let counts = self.shared.wear_counts();
         let mut view = self.shared.view();
+        let wear = view.wear.estimate(Instant::now(), counts);
         let records = view.durable_sequence.saturating_sub(view.committed);
         let committed = view.committed;
         let age = if records == 0 { 0.0 } else { view.ages.oldest_seconds(committed, crate::clock::now()) };
@@ -436,6 +445,13 @@ impl Outbox {
             state: view.state.clone(),
             dropped: view.dropped,
             damaged: view.damaged,
+            sync: self.sync.to_string(),
+            loss_window_seconds: self.loss_window.as_secs_f64(),
+            syncs: counts.syncs,
+            payload_bytes: counts.payload_bytes,
+            daily_write_bytes: wear.map(|wear| wear.daily_bytes),
+            written_per_payload_byte: wear.and_then(|wear| wear.per_payload_byte),
+            daily_write_basis: wear.map(|wear| basis(wear.over)),
         }
     }
 
@@ -456,6 +472,25 @@ impl Outbox {
                 return;
             }
         }
+    }
+}
+
+/// What the estimate of daily writes rests on.
+fn basis(over: Duration) -> String {
+    format!(
+        "rate of the last {:.0} s, file pages of this process and {} KiB of journal per sync",
+        over.as_secs_f64(),
+        wear::JOURNAL_BYTES_PER_SYNC >> 10
+    )
+}
+
+/// The owner must know at the start what a later sync risks.
+fn tell_loss_window(sync: config::outbox::Sync, window: Duration) {
+    if !window.is_zero() {
+        log::warn!(
+            "a reading waits up to {window:?} for its sync (outbox.sync = {sync}): a power cut or a killed process loses \
+             what serial lines and QoS 0 brought in that time; QoS 1 and 2 are acknowledged after the sync, and are not lost"
+        );
     }
 }
 

@@ -36,6 +36,29 @@ pub struct OutboxStatus {
     pub dropped: u64,
     /// Generations set aside as damaged.
     pub damaged: u64,
+    /// When the medium is synced: `batch`, or like `interval:5s`.
+    #[serde(default)]
+    pub sync: String,
+    /// How long a reading may wait for its sync to begin: what a power cut or a killed process may take of serial lines
+    /// and QoS 0. MQTT acknowledgements wait for the sync.
+    #[serde(default)]
+    pub loss_window_seconds: f64,
+    /// Syncs that made readings durable, since start.
+    #[serde(default)]
+    pub syncs: u64,
+    /// Bytes of values made durable, since start.
+    #[serde(default)]
+    pub payload_bytes: u64,
+    /// Bytes that go to the medium per day at the present rate; absent in the first seconds, and where the kernel does
+    /// not count.
+    #[serde(default)]
+    pub daily_write_bytes: Option<u64>,
+    /// Bytes to the medium per byte of payload at the present rate.
+    #[serde(default)]
+    pub written_per_payload_byte: Option<f64>,
+    /// What the estimate rests on.
+    #[serde(default)]
+    pub daily_write_basis: Option<String>,
 }
 
 /// The drain into Kafka.

@@ -85,17 +85,23 @@ pub enum Compression {
 pub enum Sync {
     /// After every gathered batch, before anything is acknowledged.
     Batch,
-    /// At most this often. MQTT acknowledgements wait all the same; a power cut may lose serial and QoS 0 readings of the
-    /// interval.
+    /// At most this often, or when much waits. MQTT acknowledgements and the drain wait all the same; a power cut, and a
+    /// process that is killed, may lose serial and QoS 0 readings of the interval.
     Interval(Span),
+}
+
+impl std::fmt::Display for Sync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Batch => f.write_str("batch"),
+            Self::Interval(span) => write!(f, "interval:{span}"),
+        }
+    }
 }
 
 impl Serialize for Sync {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Batch => serializer.serialize_str("batch"),
-            Self::Interval(span) => serializer.collect_str(&format_args!("interval:{span}")),
-        }
+        serializer.collect_str(self)
     }
 }
 

@@ -216,7 +216,7 @@ fn notices(config: &Config, look: &mut Report<'_>) {
         look.at("delivery.settle_time", "has no effect in mode \"txn\"");
     }
     if let Sync::Interval(span) = config.outbox.sync {
-        let text = format!("a power cut may lose serial and QoS 0 readings of the last {span}");
+        let text = format!("a power cut or a killed process may lose serial and QoS 0 readings of the last {span}");
         look.at("outbox.sync", text);
     }
 }

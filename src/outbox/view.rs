@@ -20,6 +20,7 @@ use super::generation::Generation;
 use super::note::Notes;
 use super::state::StateFile;
 use super::summary::Summary;
+use super::wear::{self, Counts, Wear};
 use super::writer::Command;
 
 pub(super) use marks::{Mark, Marks};
@@ -76,6 +77,8 @@ pub(super) struct View {
     pub(super) damaged: u64,
     /// Receipt times by sequence, thinned: for the age of the oldest reading.
     pub(super) ages: Ages,
+    /// Counters of the last minutes: for what goes to the medium per day.
+    pub(super) wear: Wear,
     wakes: u64,
     pub(super) closed: bool,
 }
@@ -112,6 +115,7 @@ impl View {
             dropped: 0,
             damaged: 0,
             ages: Ages::default(),
+            wear: Wear::default(),
             wakes: 0,
             closed: false,
         }
@@ -172,6 +176,13 @@ impl Shared {
 
     pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counters of wear as of now.
+    pub(super) fn wear_counts(&self) -> Counts {
+        let process_bytes = wear::process_bytes();
+        let (syncs, payload_bytes) = (self.metrics.syncs.get(), self.metrics.payload_bytes.get());
+        Counts { process_bytes, syncs, payload_bytes }
     }
 
     /// Changes the view and tells whoever waits.

@@ -43,6 +43,7 @@ use super::summary::Summary;
 use super::view::Shared;
 
 pub(super) use queue::Source;
+pub(super) use schedule::gather;
 
 use flights::Flights;
 use queue::{Queue, Work};
@@ -296,12 +297,18 @@ impl Writer {
 
     fn update_metrics(&mut self) {
         self.timers.metrics_at = Instant::now();
+        let wear = self.shared.wear_counts();
         let mut view = self.shared.view();
+        view.wear.sample(self.timers.metrics_at, wear);
         let waiting = view.durable_sequence.saturating_sub(view.committed);
         let committed = view.committed;
         let age = if waiting == 0 { 0.0 } else { view.ages.oldest_seconds(committed, clock::now()) };
         view.dropped = self.dropped + self.memory.refused_total();
         let m = &self.shared.metrics;
+        if let Some(bytes) = wear.process_bytes {
+            // A counter of the kernel's, brought up to date.
+            m.medium_bytes.inc_by(bytes.saturating_sub(m.medium_bytes.get()));
+        }
         m.records.set(waiting as i64);
         m.bytes.set(view.bytes as i64);
         m.oldest_age_seconds.set(age);

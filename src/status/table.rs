@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{SourceStatus, Status};
+use super::{OutboxStatus, SourceStatus, Status};
 
 /// One line.
 pub fn summary(status: &Status) -> String {
@@ -80,12 +80,28 @@ fn outbox(page: &mut Page, status: &Status) {
         &format!("{} of {} ({percent}%), {} when full", bytes(outbox.bytes), bytes(outbox.bytes_max), outbox.when_full),
     );
     page.row("sequence", &format!("next {}, durable {}, committed {}", outbox.next, outbox.durable, outbox.committed));
+    page.row("sync", &sync(outbox));
+    if let Some(daily) = outbox.daily_write_bytes {
+        let times =
+            outbox.written_per_payload_byte.map(|n| format!(", {n:.1} per byte of payload")).unwrap_or_default();
+        let basis = outbox.daily_write_basis.as_deref().unwrap_or("unknown basis");
+        page.row("wear", &format!("about {} a day to the medium{times} ({basis})", bytes(daily)));
+    }
     if outbox.dropped > 0 {
         page.row("dropped", &outbox.dropped.to_string());
     }
     if outbox.damaged > 0 {
         page.row("set aside as damaged", &outbox.damaged.to_string());
     }
+}
+
+fn sync(outbox: &OutboxStatus) -> String {
+    let policy = or_unknown(&outbox.sync);
+    if outbox.loss_window_seconds > 0.0 {
+        let window = outbox.loss_window_seconds;
+        return format!("{policy}; a power cut may take what serial lines and QoS 0 brought in the last {window} s");
+    }
+    policy.to_owned()
 }
 
 fn delivery(page: &mut Page, status: &Status) {
@@ -168,6 +184,26 @@ mod tests {
         status.delivery.alarms = vec!["ledger lost".to_owned(), "clone".to_owned()];
         let expected = "delivery idle, 12 waiting, 1 of 2 sources up, outbox full, ALARM: ledger lost (and 1 more)";
         assert_eq!(summary(&status), expected);
+    }
+
+    #[test]
+    fn the_loss_window_and_the_wear_stand_with_what_they_rest_on() {
+        let mut status = status();
+        status.outbox.sync = "batch".to_owned();
+        let page = table(&status);
+        assert!(page.contains("sync          batch\n") && !page.contains("wear"), "{page}");
+        status.outbox.sync = "interval:5s".to_owned();
+        status.outbox.loss_window_seconds = 5.0;
+        status.outbox.daily_write_bytes = Some(3 << 30);
+        status.outbox.written_per_payload_byte = Some(2.5);
+        status.outbox.daily_write_basis = Some("rate of the last 60 s".to_owned());
+        let page = table(&status);
+        assert!(
+            page.contains("interval:5s; a power cut may take what serial lines and QoS 0 brought in the last 5 s"),
+            "{page}"
+        );
+        let wear = "about 3.0 GiB a day to the medium, 2.5 per byte of payload (rate of the last 60 s)";
+        assert!(page.contains(wear), "{page}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::config;
 use crate::config::outbox::Sync;
 
 use super::{BEAT_EVERY, ROOM_EVERY, Writer};
@@ -15,6 +16,11 @@ const CONTROL_WAIT: Duration = Duration::from_secs(1);
 const METRICS_EVERY: Duration = Duration::from_millis(500);
 /// The same failure is told at most this often.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+/// So many works wait for no more company: another sync is dear no longer, and a broker may send no more than this (half
+/// of the default `receive_maximum`) before the first is acknowledged.
+const COMPANY_WORKS: usize = 500;
+/// So much of `held_bytes_max` waits for no more company.
+const COMPANY_HELD_DIVISOR: usize = 16;
 /// Pauses between tries after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -58,6 +64,14 @@ impl Timers {
     }
 }
 
+/// How long a sync waits for company: what of serial lines and QoS 0 may be lost with the process or the power.
+pub(in crate::outbox) fn gather(config: &config::Outbox) -> Duration {
+    match config.sync {
+        Sync::Batch => config.gather.0,
+        Sync::Interval(span) => config.gather.0.max(span.0),
+    }
+}
+
 impl Writer {
     /// When the loop must turn again without being asked.
     pub(super) fn next_due(&self) -> Instant {
@@ -88,14 +102,16 @@ impl Writer {
         if self.queue.is_patient() {
             return since + CONTROL_WAIT;
         }
-        since + self.gather()
+        if self.has_company() {
+            return since;
+        }
+        since + gather(&self.config)
     }
 
-    fn gather(&self) -> Duration {
-        match self.config.sync {
-            Sync::Batch => self.config.gather.0,
-            Sync::Interval(span) => self.config.gather.0.max(span.0),
-        }
+    /// Whether so much waits that it is written at once, whatever the window.
+    fn has_company(&self) -> bool {
+        let (held, max) = self.shared.held.used_and_max();
+        self.queue.len() >= COMPANY_WORKS || held > max / COMPANY_HELD_DIVISOR
     }
 
     pub(super) fn is_due(&self) -> bool {
