@@ -7,6 +7,9 @@
 //! layout in `outbox/generation.rs` and `outbox/block.rs`; opening in `outbox/recovery.rs`.
 
 mod block;
+mod change;
+#[cfg(test)]
+mod change_tests;
 #[cfg(test)]
 mod damage_tests;
 mod directory;
@@ -33,6 +36,7 @@ mod packer;
 #[cfg(test)]
 mod policy_tests;
 mod position;
+mod purge;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
@@ -63,6 +67,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+pub use change::{ChangeError, Left, Purged, Selection};
 pub(crate) use format::{seal, unseal};
 pub use inspect::{InspectedGeneration, Inspection};
 pub use limits::{HeldBytes, HeldPermit};

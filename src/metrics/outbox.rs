@@ -12,7 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 /// Label `reason`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
-    /// `drop_oldest`, `drop_newest`, `max_age`, `damage`.
+    /// `drop_oldest`, `drop_newest`, `max_age`, `damage`, `purge`.
     pub reason: String,
 }
 

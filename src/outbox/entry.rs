@@ -7,7 +7,7 @@
 //! - The unit is the *arrival*: all readings of one message or frame, under one commit mark ([`LAST`] on its last
 //!   entry). An arrival without its mark does not exist.
 //! - A *segment* is one process start that appends. It says under which incarnation the readings after it stand.
-//! - A *snapshot* opens every generation: it repeats the segments, notes, refusal counts and redelivery tables that are
+//! - A *snapshot* opens every generation: it repeats the segments, notes, purges, refusal counts and redelivery tables that are
 //!   still needed, between a begin and an end. What stands before a complete snapshot is not needed for opening.
 //!
 //! On disk an entry is `kind u8, marks u8, length u32, body`. Numbers are little-endian.
@@ -18,6 +18,7 @@ use bytestring::ByteString;
 use crate::record::{Incarnation, Nonce, ReceiptTime, SourceId};
 
 use super::note::Note;
+use super::purge::Purge;
 use super::reading::{self, PacketMark, ReadingEntry};
 use super::wire::{Cursor, put_text};
 
@@ -52,11 +53,12 @@ pub(super) enum Kind {
     SnapshotBegin = 9,
     Table = 10,
     SnapshotEnd = 11,
+    Purged = 12,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Self> {
-        const ALL: [Kind; 11] = [
+        const ALL: [Kind; 12] = [
             Kind::Reading,
             Kind::Part,
             Kind::Mark,
@@ -68,6 +70,7 @@ impl Kind {
             Kind::SnapshotBegin,
             Kind::Table,
             Kind::SnapshotEnd,
+            Kind::Purged,
         ];
         ALL.get(usize::from(number).wrapping_sub(1)).copied()
     }
@@ -122,6 +125,7 @@ pub(super) enum Control {
     /// Counts so far.
     Refused(SourceId, Refusal),
     Note(Note),
+    Purged(Purge),
     /// Next generation number is implied by the directory; the body is empty.
     SnapshotBegin,
     /// A piece of a redelivery table.
@@ -186,6 +190,7 @@ impl Framed {
             Kind::Segment => Control::Segment(get_segment(&mut cursor)?),
             Kind::Refused => Control::Refused(SourceId(cursor.text()?), get_refusal(&mut cursor)?),
             Kind::Note => Control::Note(Note::get(&mut cursor)?),
+            Kind::Purged => Control::Purged(Purge::get(&mut cursor)?),
             Kind::SnapshotBegin => Control::SnapshotBegin,
             Kind::Table => Control::Table(SourceId(cursor.text()?), get_list(&mut cursor, PacketMark::get)?),
             Kind::SnapshotEnd => Control::SnapshotEnd,
@@ -238,6 +243,7 @@ impl Control {
             Self::Segment(_) => Kind::Segment,
             Self::Refused(..) => Kind::Refused,
             Self::Note(_) => Kind::Note,
+            Self::Purged(_) => Kind::Purged,
             Self::SnapshotBegin => Kind::SnapshotBegin,
             Self::Table(..) => Kind::Table,
             Self::SnapshotEnd => Kind::SnapshotEnd,
@@ -277,6 +283,7 @@ impl Control {
                 put_text(out, &refusal.topic);
             }
             Self::Note(note) => note.put(out),
+            Self::Purged(purge) => purge.put(out),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::record::SourceId;
 
 use super::entry::{Control, Refusal, Segment, TABLE_MARKS_MAX, own};
 use super::note::Notes;
+use super::purge::Purges;
 use super::reading::PacketMark;
 use super::redelivery::{Known, Table};
 
@@ -16,6 +17,7 @@ use super::redelivery::{Known, Table};
 pub(super) struct Memory {
     pub(super) tables: HashMap<SourceId, Table>,
     pub(super) notes: Notes,
+    pub(super) purges: Purges,
     /// Oldest first.
     pub(super) segments: Vec<Segment>,
     pub(super) refusals: HashMap<SourceId, Refusal>,
@@ -68,6 +70,11 @@ impl Memory {
         Undo::Refused(source.clone(), self.refusals.insert(SourceId(own(&source.0)), refusal))
     }
 
+    /// The segment of a sequence, if it is still known.
+    pub(super) fn segment_of(&self, sequence: u64) -> Option<&Segment> {
+        self.segments.iter().rev().find(|segment| segment.first_sequence <= sequence)
+    }
+
     /// Takes a change back. Changes are taken back newest first.
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
@@ -114,6 +121,7 @@ impl Memory {
                 self.set_refusal(&source, refusal);
             }
             Control::Note(note) => self.notes.add(note),
+            Control::Purged(purge) => self.purges.add(purge),
             Control::Table(source, marks) => marks.into_iter().for_each(|mark| {
                 self.enter(&source, mark, index);
             }),
@@ -129,6 +137,7 @@ impl Memory {
             self.tables.entry(source).or_default().extend(table);
         }
         part.notes.iter().for_each(|note| self.notes.add(note.clone()));
+        part.purges.iter().for_each(|purge| self.purges.add(purge.clone()));
         part.segments.into_iter().for_each(|segment| self.add_segment(segment));
         self.refusals.extend(part.refusals);
     }
@@ -142,9 +151,12 @@ impl Memory {
         }
     }
 
-    /// Notes and segments that no undelivered sequence needs may go. `committed` must be durable in `pos`.
-    pub(super) fn forget_through(&mut self, committed: u64) {
-        self.notes.forget_through(committed);
+    /// What no undelivered sequence and no kept generation needs may go. `committed` must be durable in `pos`;
+    /// `kept_from` is the first sequence of the oldest generation: a replay must not bring back what was given up in it.
+    pub(super) fn forget_through(&mut self, committed: u64, kept_from: u64) {
+        let over = committed.min(kept_from.saturating_sub(1));
+        self.notes.forget_through(over);
+        self.purges.forget_through(over);
         let over = self.segments.windows(2).take_while(|pair| pair[1].first_sequence <= committed + 1).count();
         self.segments.drain(..over);
     }
@@ -154,6 +166,7 @@ impl Memory {
         let mut entries = vec![Control::SnapshotBegin];
         entries.extend(self.segments.iter().cloned().map(Control::Segment));
         entries.extend(self.notes.iter().cloned().map(Control::Note));
+        entries.extend(self.purges.iter().cloned().map(Control::Purged));
         entries.extend(self.refusals.iter().map(|(source, refusal)| Control::Refused(source.clone(), refusal.clone())));
         for (source, table) in self.tables.iter().filter(|(_, table)| !table.is_empty()) {
             let marks = table.marks();

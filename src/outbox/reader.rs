@@ -4,15 +4,15 @@
 //! stand in a generation. `walk.rs` finds what stands at a sequence, `place.rs` reads in one generation, `live.rs` is
 //! the catalogue of a running outbox.
 
-mod live;
-mod place;
-mod walk;
+pub(super) mod live;
+pub(super) mod place;
+pub(super) mod walk;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender, SyncSender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::record::{Incarnation, Item, Sequence};
+use crate::record::{Hole, Incarnation, Item, Sequence};
 
 use super::recovery::note;
 use super::view::Shared;
@@ -25,6 +25,8 @@ use walk::{Shelf, Trouble, Walk};
 
 /// How long the writer may take to make a note durable.
 const NOTE_WAIT: Duration = Duration::from_secs(150);
+/// Readings of one purged source that make one hole, at most, so that a batch stays within what a transaction may span.
+const PURGED_RUN_MAX: u64 = 1000;
 
 /// The drain's view of the log. Owned by the delivery thread.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Reader {
     pub fn batch_after(&mut self, after: Sequence, budget: Budget) -> Result<Batch, ReadError> {
         let mut batch = Batch::default();
         let mut next = after.0 + 1;
-        let mut sight = self.walk.shelf.sight();
+        let mut sight = self.look_at(next)?;
         while next <= sight.durable_sequence && batch.items.len() < budget.records_max {
             if let Some(note) = sight.notes.covering(next) {
                 if !fits_life(&batch, note.incarnation) {
@@ -56,6 +58,16 @@ impl Reader {
             match self.find(next, &sight)? {
                 Found::Reading(stored) => {
                     let stored = *stored;
+                    let (kind, source) = (stored.reading.kind, &stored.source);
+                    if let Some(purge) = sight.purges.naming(next, source, kind) {
+                        if !fits_life(&batch, stored.incarnation) {
+                            self.walk.keep(stored);
+                            break;
+                        }
+                        push_purged(&mut batch.items, purge.hole(&stored));
+                        next += 1;
+                        continue;
+                    }
                     let bytes = stored.reading.record_bytes();
                     let over = !batch.items.is_empty() && batch.bytes.saturating_add(bytes) > budget.bytes_max;
                     if over || !fits_life(&batch, stored.incarnation) {
@@ -84,6 +96,18 @@ impl Reader {
             self.walk.rest();
         }
         Ok(batch)
+    }
+
+    /// What is being purged is waited for: then it is a hole.
+    fn look_at(&self, next: u64) -> Result<Sight, ReadError> {
+        let deadline = Instant::now() + NOTE_WAIT;
+        let shared = self.walk.shelf.shared();
+        while shared.wait(deadline, |view| !view.is_purging(next)).is_purging(next) {
+            if Instant::now() >= deadline || shared.view().closed {
+                return Err(ReadError::Store("a purge does not end".to_owned()));
+            }
+        }
+        Ok(self.walk.shelf.sight())
     }
 
     /// What stands at `next`. A generation that is damaged is set aside by the writer.
@@ -119,6 +143,20 @@ impl Reader {
         self.commands.send(command(done)).map_err(|_| closed())?;
         answer.recv_timeout(NOTE_WAIT).map_err(|_| ReadError::Store("the outbox cannot be written".to_owned()))
     }
+}
+
+/// A hole of one reading; it makes one with its neighbour.
+fn push_purged(items: &mut Vec<Item>, hole: Hole) {
+    if let Some(Item::Hole(last)) = items.last_mut() {
+        let one = last.reason == hole.reason && last.sources.len() == 1 && last.sources[0].0 == hole.sources[0].0;
+        if one && last.to.next() == hole.from && hole.to.0 - last.from.0 < PURGED_RUN_MAX {
+            last.to = hole.to;
+            last.bytes += hole.bytes;
+            last.sources[0].1 += 1;
+            return;
+        }
+    }
+    items.push(Item::Hole(hole));
 }
 
 fn fits_life(batch: &Batch, incarnation: Incarnation) -> bool {

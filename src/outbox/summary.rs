@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Reading, SourceId};
+use crate::record::{Kind, Reading, SourceId};
 
 use super::format::{self, FORMAT, WRITER};
 
@@ -22,6 +22,9 @@ pub(super) struct Summary {
     pub(super) record_bytes: u64,
     /// Readings per source.
     pub(super) sources: BTreeMap<String, u64>,
+    /// How many of its readings are gap records, in which sources tell of their own losses.
+    #[serde(default)]
+    pub(super) gaps: u64,
     /// When its first reading came: wall clock, and boot clock with the boot id.
     pub(super) first_received_wall_ns: i64,
     pub(super) first_received_mono_ns: u64,
@@ -64,6 +67,7 @@ impl Summary {
         self.last_received_mono_ns = self.last_received_mono_ns.max(reading.received.mono_ns);
         self.synchronised &= !reading.flags.contains(crate::record::Flags::UNSYNCHRONISED);
         self.record_bytes += reading.record_bytes() as u64;
+        self.gaps += u64::from(reading.kind == Kind::Gap);
         match self.sources.get_mut(source.as_str()) {
             Some(count) => *count += 1,
             None => {

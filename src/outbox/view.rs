@@ -12,12 +12,13 @@ use std::time::Instant;
 use crate::metrics::OutboxMetrics;
 use crate::outbox::{HeldBytes, Positions};
 use crate::progress::Progress;
-use crate::record::{ReceiptTime, Sequence};
+use crate::record::{ReceiptTime, Sequence, SourceId};
 
 use super::directory::{Directory, GenerationId};
 use super::entry::Segment;
 use super::generation::Generation;
 use super::note::Notes;
+use super::purge::Purges;
 use super::state::StateFile;
 use super::summary::Summary;
 use super::wear::{self, Counts, Wear};
@@ -44,6 +45,14 @@ impl Listed {
         self.closed.as_ref().map_or(u64::MAX, |summary| summary.end_sequence)
     }
 
+    /// Whether every reading in it is of this source, and none tells of its losses.
+    pub(super) fn holds_only(&self, source: &SourceId) -> bool {
+        let only = |summary: &Summary| {
+            summary.gaps == 0 && summary.sources.len() == 1 && summary.sources.contains_key(source.as_str())
+        };
+        self.closed.as_ref().is_some_and(|summary| only(summary))
+    }
+
     pub(super) fn holds(&self, sequence: u64) -> bool {
         self.first_sequence <= sequence && sequence < self.end_sequence()
     }
@@ -58,11 +67,14 @@ pub(super) struct View {
     /// Oldest first.
     pub(super) generations: VecDeque<Listed>,
     pub(super) notes: Arc<Notes>,
+    pub(super) purges: Arc<Purges>,
     pub(super) segments: Arc<[Segment]>,
     /// Generations that are being read.
     pub(super) marks: Marks,
     /// Number of the generation that a policy is about to drop: its notes are not durable yet, nobody may begin to read.
     pub(super) claimed: Option<u64>,
+    /// Sequences that are being purged, inclusive: whoever wants to read them waits until that is durable.
+    pub(super) purging: Option<(u64, u64)>,
     /// Sequences a transaction with open outcome may hold, inclusive.
     pub(super) protected: Option<(u64, u64)>,
     /// A reader cannot open a generation because the disk is full.
@@ -105,9 +117,11 @@ impl View {
             durable_index,
             generations: VecDeque::new(),
             notes: Arc::default(),
+            purges: Arc::default(),
             segments: Arc::from([]),
             marks: Marks::default(),
             claimed: None,
+            purging: None,
             protected: None,
             reserve_wanted: false,
             bytes: 0,
@@ -142,6 +156,10 @@ impl View {
     pub(super) fn take_out(&mut self, id: GenerationId) -> Option<Listed> {
         let at = self.generations.iter().position(|listed| listed.id == id)?;
         if self.marks.holds(id.number) { None } else { self.generations.remove(at) }
+    }
+
+    pub(super) fn is_purging(&self, sequence: u64) -> bool {
+        self.purging.is_some_and(|(from, to)| from <= sequence && sequence <= to)
     }
 
     pub(super) fn positions(&self) -> Positions {

@@ -7,9 +7,12 @@
 //! `writer/queue.rs` holds what waits, `writer/flights.rs` what is under way, `writer/tail.rs` the numbers of the log's end,
 //! `writer/schedule.rs` says what is due. `writer/commit.rs` writes and answers, `writer/rotate.rs` makes and closes
 //! generations, `writer/remove.rs` removes them, `writer/room.rs` measures the disk and applies the policies,
-//! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve.
+//! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve,
+//! `writer/change.rs` does what the owner asks for, `writer/count.rs` counts for it.
 
+mod change;
 mod commit;
+mod count;
 mod flights;
 mod queue;
 mod refuse;
@@ -29,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::config;
-use crate::outbox::{Arrival, Control};
+use crate::outbox::{Arrival, ChangeError, Control};
 
 use super::directory::{Directory, GenerationId};
 use super::generation::{Generation, block_bytes_max};
@@ -42,6 +45,7 @@ use super::recovery::Opened;
 use super::summary::Summary;
 use super::view::Shared;
 
+pub(super) use change::{PurgeDone, PurgeStep};
 pub(super) use queue::Source;
 pub(super) use schedule::gather;
 
@@ -67,6 +71,8 @@ pub(super) enum Command {
     Note(Note, SyncSender<()>),
     /// A generation cannot be read: note it, move it away, answer whether it is gone.
     SetAside(GenerationId, String, SyncSender<bool>),
+    /// One step of a purge.
+    Purge(PurgeStep, SyncSender<Result<PurgeDone, ChangeError>>),
     /// Syncs `pos`.
     SyncPosition(SyncSender<io::Result<()>>),
     /// Look at the view: trims, protection.
@@ -215,6 +221,12 @@ impl Writer {
             Command::Control(source, control) => self.queue.push(Work::Control(source, control)),
             Command::Note(note, done) => self.queue.push_front(Work::Note(Box::new(note), Some(done))),
             Command::SetAside(id, why, done) => self.set_aside(id, &why, done),
+            Command::Purge(step, done) => {
+                let result = self.purge(&step);
+                if done.send(result).is_err() {
+                    log::debug!("nobody waits for the purge any more");
+                }
+            }
             Command::SyncPosition(done) => {
                 let result = self.sync_position();
                 if done.send(result).is_err() {
@@ -254,7 +266,8 @@ impl Writer {
         let position = self.position_now();
         self.shared.progress.phase("syncing the position", SYNC_STALL);
         self.position.write(position)?;
-        self.memory.forget_through(position.committed);
+        let kept_from = self.shared.view().generations.front().map_or(u64::MAX, |listed| listed.first_sequence);
+        self.memory.forget_through(position.committed, kept_from);
         self.publish_memory();
         Ok(())
     }
@@ -263,6 +276,7 @@ impl Writer {
     fn publish_memory(&self) {
         self.shared.publish(|view| {
             view.notes = Arc::new(self.memory.notes.clone());
+            view.purges = Arc::new(self.memory.purges.clone());
             view.segments = self.memory.segments.clone().into();
         });
     }

@@ -38,6 +38,7 @@ impl Shelf for Live {
             durable_index: view.durable_index,
             durable_sequence: view.durable_sequence,
             notes: view.notes.clone(),
+            purges: view.purges.clone(),
             segments: view.segments.clone(),
         }
     }

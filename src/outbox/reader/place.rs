@@ -11,6 +11,7 @@ use super::super::block::{self, BlockError, Decoder};
 use super::super::entry::{Entry, Framed, Kind, SPLIT_BEGIN, Segment, unknown_kind};
 use super::super::generation::{Generation, StoreError};
 use super::super::note::Notes;
+use super::super::purge::Purges;
 use super::super::reading::{self, ReadingEntry};
 use super::super::wire::Cursor;
 
@@ -53,6 +54,7 @@ pub(in crate::outbox) struct Sight {
     pub(in crate::outbox) durable_index: u64,
     pub(in crate::outbox) durable_sequence: u64,
     pub(in crate::outbox) notes: Arc<Notes>,
+    pub(in crate::outbox) purges: Arc<Purges>,
     pub(in crate::outbox) segments: Arc<[Segment]>,
 }
 
@@ -78,7 +80,7 @@ fn store(entry: ReadingEntry, sequence: u64, sight: &Sight) -> Found {
 }
 
 impl Place {
-    pub(super) fn start(generation: Arc<Generation>) -> Self {
+    pub(in crate::outbox) fn start(generation: Arc<Generation>) -> Self {
         let next_block = generation.id().first_index;
         Self { generation, next_block, block: None, sequence: 0, parts: Vec::new(), parts_whole: false }
     }
@@ -89,7 +91,7 @@ impl Place {
     }
 
     /// What stands at `next`, below `end_index`. `sequence <= next` on entry.
-    pub(super) fn find(
+    pub(in crate::outbox) fn find(
         &mut self,
         next: u64,
         end_index: u64,

@@ -93,6 +93,9 @@ impl Writer {
                 self.flights.push_undo(through, undo);
                 (through, Outcome::Appended)
             }
+            Work::Purge(purge) => {
+                (self.tail.packer.push_control(&entry::Control::Purged((**purge).clone()), ALONE), Outcome::Appended)
+            }
             Work::Note(note, _) => {
                 (self.tail.packer.push_control(&entry::Control::Note((**note).clone()), ALONE), Outcome::Appended)
             }
@@ -245,6 +248,10 @@ impl Writer {
                     answers[at].1.done.push((arrival.receipt, flight.outcome));
                 }
                 Work::Told(source, reading, _) => self.count(&source, std::slice::from_ref(&*reading)),
+                Work::Purge(purge) => {
+                    self.memory.purges.add(*purge);
+                    noted = true;
+                }
                 Work::Note(note, done) => {
                     self.memory.notes.add(*note);
                     noted = true;

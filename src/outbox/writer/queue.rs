@@ -12,6 +12,7 @@ use crate::record::{Reading, SourceId};
 
 use super::super::entry::Refusal;
 use super::super::note::Note;
+use super::super::purge::Purge;
 
 /// One source, as the writer knows it.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) enum Work {
     /// A gap record for readings refused.
     Told(SourceId, Box<Reading>, Refusal),
     Note(Box<Note>, Option<SyncSender<()>>),
+    Purge(Box<Purge>),
 }
 
 impl Work {
@@ -95,7 +97,7 @@ impl Queue {
     pub(super) fn pop_needing_no_room(&mut self) -> Option<Work> {
         let mut waiting: Vec<*const Source> = Vec::new();
         let may_go = |work: &Work| match work {
-            Work::Note(..) => true,
+            Work::Note(..) | Work::Purge(_) => true,
             Work::Told(..) => false,
             Work::Arrival(source, _) => {
                 if !waiting.contains(&Arc::as_ptr(source)) {
@@ -119,8 +121,8 @@ impl Queue {
         self.works.iter().any(|work| matches!(work, Work::Told(known, ..) if known == source))
     }
 
-    /// Takes notes out that nobody waits for.
+    /// Takes notes and purges out that nobody waits for.
     pub(super) fn withdraw_own_notes(&mut self) {
-        self.works.retain(|work| !matches!(work, Work::Note(_, None)));
+        self.works.retain(|work| !matches!(work, Work::Note(_, None) | Work::Purge(_)));
     }
 }

@@ -49,7 +49,7 @@ impl Writer {
         self.remove_delivered(&[id])
     }
 
-    fn remove_delivered(&mut self, ids: &[GenerationId]) -> bool {
+    pub(super) fn remove_delivered(&mut self, ids: &[GenerationId]) -> bool {
         if ids.is_empty() {
             return false;
         }
@@ -131,7 +131,7 @@ impl Writer {
     }
 
     /// Writes the notes at the front of the backlog now.
-    fn write_front_notes(&mut self, count: usize) -> bool {
+    pub(super) fn write_front_notes(&mut self, count: usize) -> bool {
         debug_assert!(self.flights.is_empty());
         let result = (|| {
             if self.current.is_none() {
@@ -223,7 +223,7 @@ impl Writer {
         }
     }
 
-    fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
+    pub(super) fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
         let Some(summary) = &listed.closed else { return false };
         let now = clock::now();
         if summary.boot_id == *self.tail.segment.boot_id {
