@@ -3,11 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 const SLOT_BYTES: usize = 4096;
 const HEAD_BYTES: usize = 12;
+/// Fills a slot that was never written: no counter, no length, and nothing that a file system stores as a hole.
+const FILLER: u8 = 0xa5;
 /// Longest payload.
 pub(super) const PAYLOAD_BYTES_MAX: usize = SLOT_BYTES - HEAD_BYTES - 4;
 
@@ -22,10 +24,7 @@ impl Slots {
     /// Opens or makes the file; the payload that holds, if there is one. The caller syncs the directory.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Vec<u8>>)> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        if file.metadata()?.len() < 2 * SLOT_BYTES as u64 {
-            file.set_len(2 * SLOT_BYTES as u64)?;
-            file.sync_all()?;
-        }
+        take_room(&file)?;
         let newest = read_newest(&file)?;
         let (counter, payload) = newest.map_or((0, None), |(counter, payload)| (counter, Some(payload)));
         Ok((Self { file, counter }, payload))
@@ -48,6 +47,24 @@ impl Slots {
         self.counter = counter;
         Ok(())
     }
+}
+
+/// Has the blocks of both slots written once, so that a full disk does not keep `pos` from being written: what is
+/// delivered could not be removed then, and there would never be room again.
+fn take_room(file: &File) -> io::Result<()> {
+    let all = 2 * SLOT_BYTES as u64;
+    let meta = file.metadata()?;
+    if meta.len() >= all && meta.blocks() * 512 >= all {
+        return Ok(());
+    }
+    for number in 0..2 {
+        if read_slot(file, number)?.is_none() {
+            file.write_all_at(&[FILLER; SLOT_BYTES], number * SLOT_BYTES as u64)?;
+        } else if meta.len() < all {
+            file.set_len(all)?;
+        }
+    }
+    file.sync_all()
 }
 
 /// The payload that holds, without changing the file.
@@ -83,6 +100,27 @@ fn read_slot(file: &File, number: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_slots_have_their_blocks_from_the_start_and_lose_nothing_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slots");
+        let blocks = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        let (_, none) = Slots::open(&path).unwrap();
+        assert_eq!(none, None);
+        assert!(blocks() >= 2 * SLOT_BYTES as u64, "{}", blocks());
+        // One of an earlier version: a hole, and one slot written.
+        std::fs::remove_file(&path).unwrap();
+        File::create(&path).unwrap().set_len(2 * SLOT_BYTES as u64).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut slots = Slots { file, counter: 0 };
+        slots.write(b"one").unwrap();
+        let (mut slots, payload) = Slots::open(&path).unwrap();
+        assert_eq!(payload.unwrap(), b"one");
+        assert!(blocks() >= 2 * SLOT_BYTES as u64, "{}", blocks());
+        slots.write(b"two").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"two");
+    }
 
     #[test]
     fn a_torn_write_leaves_the_one_before() {
