@@ -42,6 +42,12 @@ impl Committed {
         Self { incarnation, upto }
     }
 
+    /// For tests outside this crate that play Kafka (`tests/power_loss`); the program never calls it.
+    #[doc(hidden)]
+    pub fn in_test(incarnation: Incarnation, upto: Sequence) -> Self {
+        Self { incarnation, upto }
+    }
+
     /// The incarnation whose sequences are meant.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation

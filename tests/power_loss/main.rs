@@ -1,0 +1,63 @@
+//! Power cuts, replayed. The real outbox with the real store is run under a recorder (`shim.c`), and from the recording
+//! those directories are built that a cut may leave (`replay.rs`). Each is opened, compared with what was
+//! acknowledged (`check.rs`), used, and cut again: also while it was being opened.
+//!
+//! `TEST_SEED=n` repeats the choices. A recording depends on the timing of threads as well, so what a bad cut left is kept,
+//! and `TEST_KEPT=directory make crash` tries it again. `make crash` runs many more cuts.
+
+#![allow(missing_docs, unreachable_pub, reason = "a test program has no outside")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failed test may panic and tell")]
+
+mod campaign;
+mod check;
+mod dice;
+mod journal;
+mod marks;
+mod recorder;
+mod replay;
+mod replay_tests;
+mod session;
+mod workloads;
+
+use campaign::Plan;
+use recorder::Skip;
+
+/// Not a test: what the others start under the recorder.
+#[test]
+fn recorded_process() {
+    session::run_if_asked();
+}
+
+fn plan(cuts: u64) -> Plan {
+    Plan { seed: campaign::seed(), cuts, workloads: workloads::all(), skip: Skip::Nothing, ranges: true, tells: false }
+}
+
+fn only(plan: Plan, names: &[&str]) -> Plan {
+    Plan { workloads: names.iter().map(|name| workloads::named(name)).collect(), ..plan }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_every_cut() {
+    let tally = campaign::run(&plan(60));
+    assert_eq!(tally.count(&tally.bad), 0, "{}", tally.first_faults());
+    assert!(tally.count(&tally.checked) > 0, "nothing acknowledged was compared");
+    assert!(tally.count(&tally.openings) > 0, "no opening was cut");
+}
+
+/// The same test with our fdatasync left out must see losses, or it could not see any.
+#[test]
+fn without_fdatasync_readings_are_lost_and_seen_to_be() {
+    let plan =
+        Plan { skip: Skip::Fdatasync, ranges: false, ..only(plan(20), &["small-groups", "trim-while-appending"]) };
+    let tally = campaign::run(&plan);
+    assert!(tally.count(&tally.bad) > 0, "{} cuts without fdatasync, and nothing was lost", plan.cuts);
+    assert!(tally.faults.lock().unwrap().iter().any(|fault| fault.contains("acknowledged readings are lost")));
+}
+
+/// Likewise without the syncs after a database was made.
+#[test]
+fn without_the_syncs_of_opening_readings_are_lost_and_seen_to_be() {
+    let plan = Plan { skip: Skip::Opening, ..only(plan(30), &["small-groups", "trim-while-appending"]) };
+    let tally = campaign::run(&plan);
+    assert!(tally.count(&tally.bad) > 0, "{} cuts without the syncs of opening, and all was well", plan.cuts);
+}
