@@ -94,6 +94,7 @@ pub fn start(outbox: Outbox, options: DeliveryOptions) -> Result<DeliveryHandle,
         progress: progress.clone(),
         stop: stop.clone(),
         directory: outbox.directory(),
+        max_bytes: outbox.max_bytes(),
         ever_began: outbox.identity().ever_began,
     };
     let sink = Kafka::new(kafka, &limits)?;

@@ -47,6 +47,8 @@ mod redelivery;
 mod redelivery_tests;
 mod scan;
 mod slots;
+#[cfg(test)]
+mod small_disk_tests;
 mod state;
 mod summary;
 #[cfg(test)]
@@ -423,6 +425,11 @@ impl Outbox {
         let closed = || std::io::Error::other("the outbox is closed");
         self.commands.send(Command::SyncPosition(done)).map_err(|_| closed())?;
         answer.recv().map_err(|_| closed())?
+    }
+
+    /// The cap on everything below the state directory.
+    pub fn max_bytes(&self) -> u64 {
+        self.sizes.max_bytes
     }
 
     /// Directory for small files of delivery (partition hints).

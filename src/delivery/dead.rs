@@ -1,7 +1,8 @@
 //! Dead letters that cannot even go to the dead-letter topic: kept on the gateway, one file each, in `dead/` of the outbox
 //! directory.
 //!
-//! Limits: 64 MiB in all; above it delivery waits with an alarm, it never drops one. Name: epoch of the incarnation and
+//! Limits: a sixteenth of `max_bytes`, at most 64 MiB, but always enough for one largest record; it counts inside
+//! `max_bytes`. Above it delivery waits with an alarm, it never drops one. Name: epoch of the incarnation and
 //! sequence, so that writing one again makes no second. Content: one line of JSON that says what it is, then the value's
 //! bytes.
 
@@ -16,14 +17,23 @@ use crate::clock;
 use crate::delivery::encode::DeadReason;
 use crate::record::{Hole, Stored};
 
+/// Most bytes in all.
 const BYTES_MAX: u64 = 64 << 20;
 /// Of the first line.
 const FORMAT: u32 = 1;
+/// What a file takes beside the record.
+const HEAD_BYTES: u64 = 64 << 10;
+
+/// What may be kept below a cap of `max_bytes`, with records of at most `record_bytes_max`.
+pub(crate) fn bytes_max(max_bytes: u64, record_bytes_max: u64) -> u64 {
+    (max_bytes / 16).min(BYTES_MAX).max(record_bytes_max + HEAD_BYTES)
+}
 
 /// The local store.
 #[derive(Debug)]
 pub(crate) struct DeadStore {
     directory: PathBuf,
+    bytes_max: u64,
 }
 
 /// The first line of a file.
@@ -65,8 +75,8 @@ struct Gap<'a> {
 
 impl DeadStore {
     /// Under this directory; made with the first file.
-    pub(crate) fn new(outbox_directory: &Path) -> Self {
-        Self { directory: outbox_directory.join("dead") }
+    pub(crate) fn new(outbox_directory: &Path, bytes_max: u64) -> Self {
+        Self { directory: outbox_directory.join("dead"), bytes_max }
     }
 
     /// Keeps a reading; durable when this returns. Returns the file's name, relative to the outbox directory.
@@ -116,10 +126,11 @@ impl DeadStore {
         let head = serde_json::to_vec(head).map_err(io::Error::other)?;
         let needed = (head.len() + 1 + value.len()) as u64;
         let used = self.bytes()?;
-        if !path.exists() && used + needed > BYTES_MAX {
+        if !path.exists() && used + needed > self.bytes_max {
             return Err(io::Error::other(format!(
-                "{} holds {used} bytes of dead letters, no more than {BYTES_MAX} are kept: look at them and delete them",
-                self.directory.display()
+                "{} holds {used} bytes of dead letters, no more than {} are kept: look at them and delete them",
+                self.directory.display(),
+                self.bytes_max
             )));
         }
         write_durably(&path, &[&head, b"\n", value])?;
@@ -143,7 +154,7 @@ mod tests {
     #[test]
     fn a_dead_letter_is_kept_whole_and_once_and_never_past_the_cap() {
         let directory = tempfile::tempdir().unwrap();
-        let store = DeadStore::new(directory.path());
+        let store = DeadStore::new(directory.path(), bytes_max(8 << 20, 960 << 10));
         let mut stored = Stored {
             sequence: Sequence(9),
             incarnation: Incarnation([1; 16]),
@@ -173,7 +184,7 @@ mod tests {
         let head: serde_json::Value = serde_json::from_slice(&content[..end]).unwrap();
         assert_eq!((head["sequence"].as_u64(), head["error"].as_str()), (Some(9), Some("size")));
         assert_eq!(fs::read_dir(directory.path().join("dead")).unwrap().count(), 1);
-        fs::File::create(directory.path().join("dead/big")).unwrap().set_len(BYTES_MAX).unwrap();
+        fs::File::create(directory.path().join("dead/big")).unwrap().set_len(1 << 20).unwrap();
         stored.sequence = Sequence(10);
         assert!(store.keep("gw", &stored, &reason).unwrap_err().to_string().contains("delete them"));
     }

@@ -11,7 +11,7 @@ use crate::record::{
 /// Writes `hints` and `dead/` as this version does.
 pub(crate) fn write_fixture_files(outbox: &Path) {
     super::kafka::write_fixture_hints(outbox);
-    let store = DeadStore::new(outbox);
+    let store = DeadStore::new(outbox, 1 << 20);
     let stored = Stored {
         sequence: Sequence(9),
         incarnation: Incarnation([1; 16]),

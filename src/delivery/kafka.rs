@@ -82,6 +82,8 @@ pub(super) struct KafkaOptions<'a> {
     pub(super) stop: Arc<AtomicBool>,
     /// Directory for hints and local dead letters.
     pub(super) directory: &'a Path,
+    /// `outbox.max_bytes`
+    pub(super) max_bytes: u64,
     /// Whether this outbox ever began a transaction.
     pub(super) ever_began: bool,
 }
@@ -89,13 +91,22 @@ pub(super) struct KafkaOptions<'a> {
 impl Kafka {
     /// Checks the settings by making a client that never connects; fails on what no retry can cure.
     pub(super) fn new(options: KafkaOptions<'_>, limits: &Limits) -> Result<Self, String> {
-        let KafkaOptions { config, agent_id, record_bytes_max, metrics, progress, stop, directory, ever_began } =
-            options;
+        let KafkaOptions {
+            config,
+            agent_id,
+            record_bytes_max,
+            metrics,
+            progress,
+            stop,
+            directory,
+            max_bytes,
+            ever_began,
+        } = options;
         check_properties(&config.kafka)?;
         let kafka = Self {
             encoder: Encoder::new(&agent_id, config.headers, config.timestamp),
             hints: Hints::open(directory, ever_began),
-            dead: DeadStore::new(directory),
+            dead: DeadStore::new(directory, super::dead::bytes_max(max_bytes, record_bytes_max as u64)),
             suspects: Suspects::default(),
             live: None,
             config,

@@ -158,7 +158,7 @@ impl Writer {
             writer.move_aside(id);
         }
         writer.measure_damaged();
-        writer.room.has_reserve = writer.directory.file("reserve").exists();
+        writer.find_reserve();
         writer.publish_memory();
         writer.look_for_room();
         writer.tell_refused();

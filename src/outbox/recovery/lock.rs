@@ -1,7 +1,7 @@
 //! Whose directory it is: one process at a time, and only an outbox of this agent and format.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use crate::outbox::OpenError;
@@ -33,11 +33,18 @@ pub(super) fn lock(state_dir: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
-/// Writes whose lock it is: the pid, and for people the program.
+/// Writes whose lock it is: the pid, and for people the program. In place, so that a full disk has room for it; if it has
+/// none, the lock tells who holds it, not what stands in the file.
 pub(super) fn sign(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
+    let text = format!("{}\n{}", std::process::id(), format::stamp());
     file.rewind()?;
-    write!(file, "{}\n{}", std::process::id(), format::stamp())
+    match file.write_all(text.as_bytes()) {
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            log::warn!("cannot write our process id into the lock file: {error}");
+            Ok(())
+        }
+        written => written.and_then(|()| file.set_len(text.len() as u64)),
+    }
 }
 
 /// Refuses what is not ours, before anything is changed.

@@ -25,6 +25,16 @@ impl Writer {
         }
     }
 
+    /// Whether it is there, whole.
+    pub(super) fn find_reserve(&mut self) {
+        self.room.has_reserve = disk_bytes(&self.directory.file("reserve")) >= self.sizes.reserve_bytes;
+    }
+
+    /// Bytes that readings leave alone because the reserve will want them back.
+    pub(super) fn missing_reserve_bytes(&self) -> u64 {
+        if self.room.has_reserve { 0 } else { self.sizes.reserve_bytes }
+    }
+
     /// A reader found the disk full: it gets what the reserve holds.
     pub(super) fn lend_reserve(&mut self) {
         let wanted = std::mem::take(&mut self.shared.view().reserve_wanted);
@@ -39,21 +49,16 @@ impl Writer {
             return;
         }
         let bytes = self.sizes.reserve_bytes;
-        let there = disk_bytes(&self.directory.file("reserve")) >= bytes;
         let free = self.directory.free().map_or(0, |free| free.bytes);
         let used = self.shared.view().bytes;
-        let room =
-            free >= self.floor_bytes().saturating_add(2 * bytes) && used + bytes <= self.sizes.readings_bytes_max();
-        if !there && !room {
+        if free < self.floor_bytes().saturating_add(bytes) || used + bytes > self.sizes.readings_bytes_max() {
             return;
         }
         match self.directory.make_reserve(bytes) {
             Ok(()) => {
                 self.room.has_reserve = true;
                 self.shared.view().bytes += bytes;
-                if !there {
-                    log::info!("outbox/reserve is there ({bytes} bytes)");
-                }
+                log::info!("outbox/reserve is there ({bytes} bytes)");
             }
             Err(error) => {
                 log::warn!("cannot write outbox/reserve ({error}); it is tried again when there is more room");

@@ -116,7 +116,7 @@ impl Writer {
             Lack::Cap | Lack::Refused(_) => true,
             Lack::Space { free } => {
                 let held: u64 = closed.map(|listed| listed.disk_bytes).sum();
-                free + held >= self.floor_bytes() + self.need_bytes()
+                free + held >= self.floor_bytes() + self.need_bytes() + self.missing_reserve_bytes()
             }
             // A generation is at least four files.
             Lack::Inodes => self.room.free.inodes + 4 * closed.count() as u64 >= INODES_MIN,
@@ -185,7 +185,7 @@ impl Writer {
 
     /// What a group may write.
     pub(super) fn left_bytes(&self) -> u64 {
-        let used = self.shared.view().bytes;
+        let used = self.shared.view().bytes + self.missing_reserve_bytes();
         self.sizes.readings_bytes_max().saturating_sub(used).min(self.room.free.bytes.saturating_sub(FLOOR_BYTES_MIN))
     }
 
@@ -195,10 +195,11 @@ impl Writer {
         if let Some((why, _)) = self.room.refused.as_ref().filter(|(_, until)| *until > Instant::now()) {
             return Some(Lack::Refused(why.clone()));
         }
-        if self.shared.view().bytes + need > self.sizes.readings_bytes_max() {
+        let reserve = self.missing_reserve_bytes();
+        if self.shared.view().bytes + need + reserve > self.sizes.readings_bytes_max() {
             return Some(Lack::Cap);
         }
-        if free.bytes < self.floor_bytes() + need {
+        if free.bytes < (self.floor_bytes() + need).saturating_add(reserve) {
             return Some(Lack::Space { free: free.bytes });
         }
         (free.inodes < INODES_MIN).then_some(Lack::Inodes)
