@@ -45,6 +45,8 @@ mod recovery;
 mod redelivery;
 #[cfg(test)]
 mod redelivery_tests;
+#[cfg(test)]
+mod replay_tests;
 mod scan;
 mod slots;
 #[cfg(test)]
@@ -69,7 +71,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-pub use change::{ChangeError, Left, Purged, Selection};
+pub use change::{Change, ChangeError, Left, Purged, Replayed, Report, Selection, Step, run};
 pub(crate) use format::{seal, unseal};
 pub use inspect::{InspectedGeneration, Inspection};
 pub use limits::{HeldBytes, HeldPermit};

@@ -1,21 +1,19 @@
 //! What the owner changes in the outbox: gives up what waits (`purge`), sends again what is kept (`replay`).
 //!
 //! Both go through the writer in steps, so that intake goes on between them and a crash at any moment leaves a whole log:
-//! the steps that were answered hold, the rest is untouched.
+//! the steps that were answered hold, the rest is untouched. Who asks, here or over the control socket, asks step by step.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::SourceId;
-
 use super::Outbox;
-use super::writer::{Command, PurgeStep};
+use super::writer::Command;
 
 /// Which readings. All conditions must hold; sequences are inclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Selection {
     /// From this sequence on.
     pub from: Option<u64>,
@@ -23,8 +21,33 @@ pub struct Selection {
     pub to: Option<u64>,
     /// Of this source only.
     pub source: Option<String>,
-    /// That came at least this many milliseconds ago.
+    /// That came at least this many milliseconds ago. Only for a purge.
     pub older_than_ms: Option<u64>,
+    /// Received at this time or later, nanoseconds since 1970-01-01 UTC. Only for a replay.
+    pub since_ns: Option<i64>,
+    /// Received before this time, nanoseconds since 1970-01-01 UTC. Only for a replay.
+    pub until_ns: Option<i64>,
+}
+
+/// One step of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// What is left of the selection.
+    pub selection: Selection,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Step<R> {
+    /// Durable, unless it is a dry run.
+    pub report: R,
+    /// The end of the selection as the first step found it, inclusive: what comes meanwhile is not meant.
+    pub to: u64,
+    /// Where the next step begins.
+    pub next: Option<u64>,
 }
 
 /// What a purge did, or would do.
@@ -65,6 +88,39 @@ pub struct Left {
     pub why: String,
 }
 
+/// What a replay did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Replayed {
+    /// Nothing was copied: this is what would be.
+    pub dry_run: bool,
+    /// First sequence looked at: the first one selected that is still kept.
+    pub from: u64,
+    /// Last sequence that is dealt with, inclusive. A replay that was cut short goes on after it.
+    pub reached: u64,
+    /// Readings copied to the tail.
+    pub readings: u64,
+    /// Their record bytes.
+    pub bytes: u64,
+    /// What the copies take on disk, estimated from the originals.
+    pub disk_bytes: u64,
+    /// Room on disk for readings, before the copies of the last step.
+    pub room_bytes: u64,
+    /// Their number per source.
+    pub sources: BTreeMap<String, u64>,
+    /// Sequence of the first copy.
+    pub first_copy: Option<u64>,
+    /// Sequence of the last copy.
+    pub last_copy: Option<u64>,
+    /// Gap records in the range: what was lost is not sent again.
+    pub gaps: u64,
+    /// Sequences in the range that are not there: dropped, purged or damaged.
+    pub missing: u64,
+    /// Readings without a trustworthy time, passed over because a time was asked for.
+    pub untimed: u64,
+    /// Why it ended before its end.
+    pub stopped: Option<String>,
+}
+
 /// Why a change was not made, or not to its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
@@ -79,60 +135,95 @@ pub enum ChangeError {
     Closed,
 }
 
+/// A report that grows step by step.
+pub trait Report: Default {
+    /// Adds what a further step did.
+    fn add(&mut self, step: Self);
+    /// Whether there is no use in a further step.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// Asks step after step, until the selection is done with or stopped. `progress` gets the sum after each step; after an error
+/// what it got last holds.
+pub fn run<R: Report, E>(
+    mut change: Change,
+    mut ask: impl FnMut(&Change) -> Result<Step<R>, E>,
+    mut progress: impl FnMut(&R),
+) -> Result<R, E> {
+    let mut total = R::default();
+    loop {
+        let step = ask(&change)?;
+        total.add(step.report);
+        progress(&total);
+        let Some(next) = step.next.filter(|_| !total.is_stopped()) else { return Ok(total) };
+        let selection = Selection { from: Some(next), to: Some(step.to), older_than_ms: None, ..change.selection };
+        change = Change { selection, ..change };
+    }
+}
+
 impl Outbox {
-    /// Gives up what waits and removes what is kept, within the selection; with `dry_run` only says what that would be.
-    /// When this returns, what it reports is durable. After an error the steps reported so far hold. What a transaction
-    /// with open outcome may hold stays, and is told. Blocks the thread; `progress` is called after each step.
-    pub fn purge(
-        &self,
-        selection: &Selection,
-        dry_run: bool,
-        mut progress: impl FnMut(&Purged),
-    ) -> Result<Purged, ChangeError> {
-        let from = selection.from.unwrap_or(1).max(1);
-        if selection.to.is_some_and(|to| to < from) {
-            return Err(ChangeError::Selection(format!(
-                "there is nothing from {from} to {}",
-                selection.to.unwrap_or(0)
-            )));
+    /// One step of a purge: gives up what waits and removes what is kept. What a transaction with open outcome may hold
+    /// stays, and is told. Blocks the thread.
+    pub fn purge(&self, change: &Change) -> Result<Step<Purged>, ChangeError> {
+        let selection = &change.selection;
+        if selection.since_ns.or(selection.until_ns).is_some() {
+            return Err(ChangeError::Selection("a purge goes by age, not by since and until".to_owned()));
         }
-        let mut step = PurgeStep {
-            from,
-            to: selection.to,
-            source: selection.source.as_deref().map(SourceId::from),
-            older_than: selection.older_than_ms.map(Duration::from_millis),
-            dry_run,
-        };
-        let mut total = Purged { dry_run, from, ..Purged::default() };
-        loop {
-            let done = self.ask(|done| Command::Purge(step.clone(), done))??;
-            total.add(done.purged);
-            total.to = done.to;
-            progress(&total);
-            let Some(next) = done.next else { return Ok(total) };
-            // What comes meanwhile was not meant.
-            step = PurgeStep { from: next, to: Some(done.to), older_than: None, ..step };
+        selection.check()?;
+        self.ask(|done| Command::Purge(change.clone(), done))?
+    }
+
+    /// One step of a replay: copies delivered readings that are still kept to the tail. Blocks the thread.
+    pub fn replay(&self, change: &Change) -> Result<Step<Replayed>, ChangeError> {
+        let selection = &change.selection;
+        if selection.older_than_ms.is_some() {
+            return Err(ChangeError::Selection("a replay goes by since and until, not by age".to_owned()));
         }
+        selection.check()?;
+        self.ask(|done| Command::Replay(change.clone(), done))?
     }
 
     /// Asks the writer; it answers when it has time.
-    fn ask<T>(&self, command: impl FnOnce(std::sync::mpsc::SyncSender<T>) -> Command) -> Result<T, ChangeError> {
-        let (done, answer) = std::sync::mpsc::sync_channel(1);
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, ChangeError> {
+        let (done, answer) = sync_channel(1);
         self.commands.send(command(done)).map_err(|_| ChangeError::Closed)?;
         answer.recv().map_err(|_| ChangeError::Closed)
     }
 }
 
-impl Purged {
-    /// Adds what a further step did.
+impl Selection {
+    fn check(&self) -> Result<(), ChangeError> {
+        let backwards = |from: Option<i128>, to: Option<i128>| from.zip(to).is_some_and(|(from, to)| to < from);
+        if backwards(self.from.map(i128::from), self.to.map(i128::from)) {
+            return Err(ChangeError::Selection("the range ends before it begins".to_owned()));
+        }
+        if backwards(self.since_ns.map(i128::from), self.until_ns.map(i128::from)) {
+            return Err(ChangeError::Selection("the time ends before it begins".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn add_sources(sources: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
+    for (source, count) in more {
+        *sources.entry(source).or_default() += count;
+    }
+}
+
+impl Report for Purged {
     fn add(&mut self, step: Self) {
+        self.dry_run = step.dry_run;
+        if self.from == 0 {
+            self.from = step.from;
+        }
+        self.to = self.to.max(step.to);
         self.readings += step.readings;
         self.bytes += step.bytes;
         self.generations += step.generations;
         self.freed_bytes += step.freed_bytes;
-        for (source, count) in step.sources {
-            *self.sources.entry(source).or_default() += count;
-        }
+        add_sources(&mut self.sources, step.sources);
         self.oldest = [self.oldest.take(), step.oldest].into_iter().flatten().min();
         self.newest = self.newest.take().max(step.newest);
         for left in step.left {
@@ -141,5 +232,30 @@ impl Purged {
                 _ => self.left.push(left),
             }
         }
+    }
+}
+
+impl Report for Replayed {
+    fn add(&mut self, step: Self) {
+        self.dry_run = step.dry_run;
+        if self.from == 0 {
+            self.from = step.from;
+        }
+        self.reached = self.reached.max(step.reached);
+        self.readings += step.readings;
+        self.bytes += step.bytes;
+        self.disk_bytes += step.disk_bytes;
+        self.room_bytes = step.room_bytes;
+        add_sources(&mut self.sources, step.sources);
+        self.first_copy = self.first_copy.or(step.first_copy);
+        self.last_copy = step.last_copy.or(self.last_copy);
+        self.gaps += step.gaps;
+        self.missing += step.missing;
+        self.untimed += step.untimed;
+        self.stopped = step.stopped;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
     }
 }

@@ -62,8 +62,16 @@ fn of(source: &str) -> Selection {
     Selection { source: Some(source.to_owned()), ..Selection::default() }
 }
 
+fn change(selection: &Selection, dry_run: bool) -> Change {
+    Change { selection: selection.clone(), dry_run }
+}
+
+fn try_purge(outbox: &Outbox, selection: &Selection, dry_run: bool) -> Result<Purged, ChangeError> {
+    run(change(selection, dry_run), |change| outbox.purge(change), |_: &Purged| ())
+}
+
 fn purge(outbox: &Outbox, selection: &Selection) -> Purged {
-    outbox.purge(selection, false, |_| ()).unwrap()
+    try_purge(outbox, selection, false).unwrap()
 }
 
 fn sequences_of_readings(items: &[Item]) -> Vec<u64> {
@@ -79,11 +87,10 @@ fn a_range_is_given_up_and_its_generations_go() {
     let before = generations(dir.path());
     assert!(before > 4, "{before}");
 
-    let would = rig.outbox.purge(&select(101, 2000), true, |_| ()).unwrap();
+    let would = try_purge(&rig.outbox, &select(101, 2000), true).unwrap();
     assert!(would.dry_run);
     assert_eq!(read_all(&mut rig.outbox.reader(), 0).len(), 2500, "nothing is changed by asking");
-    let mut steps = 0;
-    let done = rig.outbox.purge(&select(101, 2000), false, |_| steps += 1).unwrap();
+    let done = purge(&rig.outbox, &select(101, 2000));
     assert_eq!((done.readings, done.from, done.to, &done.left[..]), (1900, 101, 2000, &[][..]));
     assert_eq!(done.sources, [("plant".to_owned(), 1900)].into());
     assert!(done.bytes > 1900 * 8000 && done.generations > 0 && done.freed_bytes > 0, "{done:?}");
@@ -120,7 +127,7 @@ fn one_source_is_given_up_among_others() {
     // What a source says of its own losses stays.
     two.append_noise(Reading { kind: Kind::Gap, ..reading_of(1301, 100, false) });
 
-    let would = two.rig.outbox.purge(&of("noise"), true, |_| ()).unwrap();
+    let would = try_purge(&two.rig.outbox, &of("noise"), true).unwrap();
     let done = purge(&two.rig.outbox, &of("noise"));
     assert_eq!(Purged { dry_run: true, ..done.clone() }, would);
     assert_eq!((done.readings, done.sources), (600, [("noise".to_owned(), 600)].into()));
@@ -239,7 +246,7 @@ fn a_purge_that_cannot_be_written_changes_nothing() {
     two.append_in_turn(50, 1000);
     for selection in [of("noise"), Selection::default()] {
         std::fs::write(dir.path().join("outbox/fault-sync"), "no").unwrap();
-        let error = two.rig.outbox.purge(&selection, false, |_| ()).unwrap_err();
+        let error = try_purge(&two.rig.outbox, &selection, false).unwrap_err();
         assert!(matches!(&error, ChangeError::Refused(why) if why.contains("cannot be written")), "{error}");
         assert_eq!(holes(&read_all(&mut two.rig.outbox.reader(), 0)), []);
         two.rig.append(reading_of(1, 10, false), None);
@@ -258,7 +265,7 @@ fn purges_of_sources_are_bounded() {
     for n in 0..256 {
         assert_eq!(purge(&two.rig.outbox, &one(n)).readings, 1);
     }
-    let error = two.rig.outbox.purge(&one(256), false, |_| ()).unwrap_err();
+    let error = try_purge(&two.rig.outbox, &one(256), false).unwrap_err();
     assert!(matches!(&error, ChangeError::Refused(why) if why.contains("256")), "{error}");
     assert_eq!(holes(&read_all(&mut two.rig.outbox.reader(), 0)).len(), 256);
     // A range of all sources needs none.

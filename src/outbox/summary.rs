@@ -8,7 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Kind, Reading, SourceId};
+use crate::clock;
+use crate::record::{Flags, Kind, Reading, SourceId};
 
 use super::format::{self, FORMAT, WRITER};
 
@@ -59,13 +60,16 @@ impl Summary {
 
     /// Counts a reading.
     pub(super) fn count(&mut self, source: &SourceId, reading: &Reading) {
+        // A copy is as old as its copying: `max_age` is about how long a reading has waited.
+        let is_copy = reading.flags.contains(Flags::REPLAY);
+        let received = if is_copy { clock::now() } else { reading.received };
         if self.sources.is_empty() {
-            self.first_received_wall_ns = reading.received.wall_ns;
-            self.first_received_mono_ns = reading.received.mono_ns;
+            self.first_received_wall_ns = received.wall_ns;
+            self.first_received_mono_ns = received.mono_ns;
         }
-        self.last_received_wall_ns = self.last_received_wall_ns.max(reading.received.wall_ns);
-        self.last_received_mono_ns = self.last_received_mono_ns.max(reading.received.mono_ns);
-        self.synchronised &= !reading.flags.contains(crate::record::Flags::UNSYNCHRONISED);
+        self.last_received_wall_ns = self.last_received_wall_ns.max(received.wall_ns);
+        self.last_received_mono_ns = self.last_received_mono_ns.max(received.mono_ns);
+        self.synchronised &= !reading.flags.contains(Flags::UNSYNCHRONISED);
         self.record_bytes += reading.record_bytes() as u64;
         self.gaps += u64::from(reading.kind == Kind::Gap);
         match self.sources.get_mut(source.as_str()) {

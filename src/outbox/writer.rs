@@ -8,7 +8,7 @@
 //! `writer/schedule.rs` says what is due. `writer/commit.rs` writes and answers, `writer/rotate.rs` makes and closes
 //! generations, `writer/remove.rs` removes them, `writer/room.rs` measures the disk and applies the policies,
 //! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve,
-//! `writer/change.rs` does what the owner asks for, `writer/count.rs` counts for it.
+//! `writer/change.rs` purges, `writer/replay.rs` copies, `writer/count.rs` counts for them.
 
 mod change;
 mod commit;
@@ -17,6 +17,7 @@ mod flights;
 mod queue;
 mod refuse;
 mod remove;
+mod replay;
 mod reserve;
 mod room;
 mod rotate;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::config;
-use crate::outbox::{Arrival, ChangeError, Control};
+use crate::outbox::{Arrival, Change, ChangeError, Control, Purged, Replayed, Step};
 
 use super::directory::{Directory, GenerationId};
 use super::generation::{Generation, block_bytes_max};
@@ -45,7 +46,6 @@ use super::recovery::Opened;
 use super::summary::Summary;
 use super::view::Shared;
 
-pub(super) use change::{PurgeDone, PurgeStep};
 pub(super) use queue::Source;
 pub(super) use schedule::gather;
 
@@ -72,7 +72,9 @@ pub(super) enum Command {
     /// A generation cannot be read: note it, move it away, answer whether it is gone.
     SetAside(GenerationId, String, SyncSender<bool>),
     /// One step of a purge.
-    Purge(PurgeStep, SyncSender<Result<PurgeDone, ChangeError>>),
+    Purge(Change, SyncSender<Result<Step<Purged>, ChangeError>>),
+    /// One step of a replay.
+    Replay(Change, SyncSender<Result<Step<Replayed>, ChangeError>>),
     /// Syncs `pos`.
     SyncPosition(SyncSender<io::Result<()>>),
     /// Look at the view: trims, protection.
@@ -221,10 +223,16 @@ impl Writer {
             Command::Control(source, control) => self.queue.push(Work::Control(source, control)),
             Command::Note(note, done) => self.queue.push_front(Work::Note(Box::new(note), Some(done))),
             Command::SetAside(id, why, done) => self.set_aside(id, &why, done),
-            Command::Purge(step, done) => {
-                let result = self.purge(&step);
+            Command::Purge(change, done) => {
+                let result = self.purge(&change);
                 if done.send(result).is_err() {
                     log::debug!("nobody waits for the purge any more");
+                }
+            }
+            Command::Replay(change, done) => {
+                let result = self.replay(&change);
+                if done.send(result).is_err() {
+                    log::debug!("nobody waits for the replay any more");
                 }
             }
             Command::SyncPosition(done) => {

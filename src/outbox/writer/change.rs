@@ -1,9 +1,10 @@
-//! Changes that the owner asks for. One command is one step: a bounded part of the work, durable when it is answered.
+//! Gives up what the owner does not want any more. One command is one step: a bounded part of the work, durable when it is
+//! answered.
 
 use std::time::Duration;
 
 use crate::clock;
-use crate::outbox::{ChangeError, Left, Purged};
+use crate::outbox::{Change, ChangeError, Left, Purged, Selection, Step};
 use crate::record::SourceId;
 
 use super::super::note::Note;
@@ -25,27 +26,6 @@ const IN_DOUBT: &str = "a transaction whose outcome is open may hold them";
 /// First and last sequence, inclusive.
 type Range = (u64, u64);
 
-/// A part of a purge.
-#[derive(Debug, Clone)]
-pub(in crate::outbox) struct PurgeStep {
-    pub(in crate::outbox) from: u64,
-    /// Inclusive; `None`: all there is.
-    pub(in crate::outbox) to: Option<u64>,
-    pub(in crate::outbox) source: Option<SourceId>,
-    pub(in crate::outbox) older_than: Option<Duration>,
-    pub(in crate::outbox) dry_run: bool,
-}
-
-/// What a step did.
-#[derive(Debug)]
-pub(in crate::outbox) struct PurgeDone {
-    pub(in crate::outbox) purged: Purged,
-    /// The end of the selection as the first step found it, inclusive.
-    pub(in crate::outbox) to: u64,
-    /// Where the next step begins.
-    pub(in crate::outbox) next: Option<u64>,
-}
-
 /// What is to be done with one generation.
 struct Plan {
     listed: Listed,
@@ -60,15 +40,17 @@ struct Plan {
 
 impl Writer {
     /// One step of a purge. Nothing may be under way.
-    pub(super) fn purge(&mut self, step: &PurgeStep) -> Result<PurgeDone, ChangeError> {
+    pub(super) fn purge(&mut self, change: &Change) -> Result<Step<Purged>, ChangeError> {
         debug_assert!(self.flights.is_empty());
-        let to = self.end_of(step);
-        let mut purged = Purged { dry_run: step.dry_run, ..Purged::default() };
-        let (from, listed) = (step.from, self.within(step.from, to));
+        let selection = &change.selection;
+        let source = selection.source.as_deref().map(SourceId::from);
+        let (from, to) = (selection.from.unwrap_or(1).max(1), self.end_of(selection));
+        let mut purged = Purged { dry_run: change.dry_run, from, to, ..Purged::default() };
+        let listed = self.within(from, to);
         let Some(hull) = listed.last().map(|last| (from, self.last_of(last).min(to))) else {
-            return Ok(PurgeDone { purged, to, next: None });
+            return Ok(Step { report: purged, to, next: None });
         };
-        let held = self.claim_range(hull, step.dry_run);
+        let held = self.claim_range(hull, change.dry_run);
         let mut plans = Vec::new();
         let mut next = None;
         for (at, listed) in listed.iter().enumerate() {
@@ -78,9 +60,9 @@ impl Writer {
                 next = Some(listed.first_sequence.max(from));
                 break;
             }
-            plans.push(self.plan(listed, (from, to), step.source.as_ref(), held, &mut purged.left));
+            plans.push(self.plan(listed, (from, to), source.as_ref(), held, &mut purged.left));
         }
-        let done = if step.dry_run { Ok(()) } else { self.carry_out(&plans, step.source.as_ref()) };
+        let done = if change.dry_run { Ok(()) } else { self.carry_out(&plans, source.as_ref()) };
         self.shared.publish(|view| view.purging = None);
         done?;
         for plan in plans {
@@ -88,18 +70,18 @@ impl Writer {
             purged.generations += u64::from(plan.goes);
             purged.freed_bytes += if plan.goes { plan.listed.disk_bytes } else { 0 };
         }
-        Ok(PurgeDone { purged, to, next })
+        Ok(Step { report: purged, to, next })
     }
 
     /// Last sequence of the selection.
-    fn end_of(&self, step: &PurgeStep) -> u64 {
+    fn end_of(&self, selection: &Selection) -> u64 {
         let durable = self.tail.durable_end_sequence.saturating_sub(1);
-        let to = step.to.map_or(durable, |to| to.min(durable));
-        step.older_than.map_or(to, |age| to.min(self.older_through(age)))
+        let to = selection.to.map_or(durable, |to| to.min(durable));
+        selection.older_than_ms.map_or(to, |age| to.min(self.older_through(Duration::from_millis(age))))
     }
 
     /// Generations with readings in this range, oldest first.
-    fn within(&self, from: u64, to: u64) -> Vec<Listed> {
+    pub(super) fn within(&self, from: u64, to: u64) -> Vec<Listed> {
         let view = self.shared.view();
         let holds = |listed: &&Listed| {
             let first = listed.first_sequence;

@@ -93,6 +93,11 @@ impl Writer {
                 self.flights.push_undo(through, undo);
                 (through, Outcome::Appended)
             }
+            Work::Copy(source, reading) => {
+                self.write_segment();
+                let one = std::slice::from_ref(&**reading);
+                (self.tail.packer.push_arrival(source, one, None), Outcome::Appended)
+            }
             Work::Purge(purge) => {
                 (self.tail.packer.push_control(&entry::Control::Purged((**purge).clone()), ALONE), Outcome::Appended)
             }
@@ -157,7 +162,7 @@ impl Writer {
     }
 
     /// Inserts blocks that are ready, with a sync where the cap demands one. Returns the raw bytes inserted.
-    fn insert_ready(&mut self) -> Result<u64, Stop> {
+    pub(super) fn insert_ready(&mut self) -> Result<u64, Stop> {
         let mut raw_bytes = 0;
         while let Some(block) = self.tail.packer.take() {
             let current = self.current.as_mut().expect("a generation is made before anything is written");
@@ -248,6 +253,12 @@ impl Writer {
                     answers[at].1.done.push((arrival.receipt, flight.outcome));
                 }
                 Work::Told(source, reading, _) => self.count(&source, std::slice::from_ref(&*reading)),
+                Work::Copy(source, reading) => {
+                    added.0 += 1;
+                    // It waits since now, whenever it came.
+                    newest.get_or_insert((flight.sequence_after, crate::clock::now()));
+                    self.count(&source, std::slice::from_ref(&*reading));
+                }
                 Work::Purge(purge) => {
                     self.memory.purges.add(*purge);
                     noted = true;
@@ -301,7 +312,7 @@ impl Writer {
     }
 
     /// `state` must know how far numbers may reach before they are given out.
-    fn raise_limits(&mut self) -> Result<(), Stop> {
+    pub(super) fn raise_limits(&mut self) -> Result<(), Stop> {
         let (index, sequence) = (self.tail.packer.next_index(), self.tail.packer.next_sequence());
         let mut state = self.shared.state();
         if index + LIMIT_MARGIN <= state.state.index_limit && sequence + LIMIT_MARGIN <= state.state.sequence_limit {

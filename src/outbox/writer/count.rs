@@ -141,7 +141,12 @@ impl Writer {
 
     /// Hands the readings of a generation from `from` on to `visit`, as long as it wants more. What is damaged is passed
     /// over; the drain tells of it.
-    fn read(&self, listed: &Listed, from: u64, mut visit: impl FnMut(&Stored) -> bool) -> Result<(), StoreError> {
+    pub(super) fn read(
+        &self,
+        listed: &Listed,
+        from: u64,
+        mut visit: impl FnMut(&Stored) -> bool,
+    ) -> Result<(), StoreError> {
         let mut shelf = Live::new(self.shared.clone());
         let (sight, mut decoder) = (shelf.sight(), Decoder::default());
         let end = listed.closed.as_ref().map_or(u64::MAX, |summary| summary.end_index).min(sight.durable_index + 1);

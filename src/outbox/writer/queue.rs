@@ -30,6 +30,8 @@ pub(super) enum Work {
     Told(SourceId, Box<Reading>, Refusal),
     Note(Box<Note>, Option<SyncSender<()>>),
     Purge(Box<Purge>),
+    /// A reading that is sent again.
+    Copy(SourceId, Box<Reading>),
 }
 
 impl Work {
@@ -98,7 +100,7 @@ impl Queue {
         let mut waiting: Vec<*const Source> = Vec::new();
         let may_go = |work: &Work| match work {
             Work::Note(..) | Work::Purge(_) => true,
-            Work::Told(..) => false,
+            Work::Told(..) | Work::Copy(..) => false,
             Work::Arrival(source, _) => {
                 if !waiting.contains(&Arc::as_ptr(source)) {
                     waiting.push(Arc::as_ptr(source));
@@ -121,8 +123,8 @@ impl Queue {
         self.works.iter().any(|work| matches!(work, Work::Told(known, ..) if known == source))
     }
 
-    /// Takes notes and purges out that nobody waits for.
-    pub(super) fn withdraw_own_notes(&mut self) {
-        self.works.retain(|work| !matches!(work, Work::Note(_, None) | Work::Purge(_)));
+    /// Takes out what the writer itself has queued and could not write: whoever asked for it is told that it is not done.
+    pub(super) fn withdraw_own(&mut self) {
+        self.works.retain(|work| !matches!(work, Work::Note(_, None) | Work::Purge(_) | Work::Copy(..)));
     }
 }

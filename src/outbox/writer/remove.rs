@@ -148,7 +148,7 @@ impl Writer {
             Err(stop) => {
                 self.failed(stop);
                 // Nothing was removed for them. Written later they would name readings that meanwhile are on their way.
-                self.queue.withdraw_own_notes();
+                self.queue.withdraw_own();
             }
         }
         result.is_ok()

@@ -206,7 +206,7 @@ impl Writer {
     }
 
     /// Measures the disk: a stat and a statvfs; now and then the small files.
-    fn measure(&mut self) {
+    pub(super) fn measure(&mut self) {
         if self.room.measured_at.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
             self.room.measured_at = Some(Instant::now());
             self.room.beside_bytes = self.directory.beside_bytes();
