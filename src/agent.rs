@@ -3,6 +3,7 @@
 //!
 //! An orderly stop only saves time at the next start: a kill at any moment costs nothing.
 
+mod change;
 pub mod health;
 pub mod reload;
 pub mod signals;

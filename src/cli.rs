@@ -50,7 +50,7 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     /// Ask the running daemon what it is doing
     Status(status::StatusCommand),
-    /// Look into the outbox on disk
+    /// Look into the outbox on disk, and change it
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
     /// Show the configuration in force
@@ -97,7 +97,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
 }
 
 /// Where the configuration is: arguments of every command that reads it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigArguments {
     /// Main file; `conf.d/*.toml` beside it is read after it
     #[arg(long, value_name = "FILE", default_value = load::DEFAULT_PATH)]

@@ -291,6 +291,50 @@ fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() {
 }
 
 #[test]
+fn the_outbox_is_changed_through_the_daemon_or_without_one() {
+    let text = config(&mqtt("plant", "a"));
+    let mut daemon = Daemon::start(&text, &[]);
+    let purge = ["outbox", "purge", "--all", "--json", "--yes"];
+    for command in [&purge[..], &["outbox", "replay", "--all", "--json"]] {
+        let (code, out, err) = daemon.ask(command);
+        assert_eq!(code, Some(0), "{err}");
+        assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["readings"], 0);
+    }
+    for (arguments, told) in [
+        (&["outbox", "purge"][..], "--older-than"),
+        (&["outbox", "replay"], "--since"),
+        (&["outbox", "purge", "--from", "9", "--to", "3"], "ends before it begins"),
+        (&["outbox", "purge", "--before", "yesterday"], "2026-11-21T08:00:00Z"),
+        (
+            &["outbox", "replay", "--all", "--since", "2026-11-21T09:00:00Z", "--until", "2026-11-21T08:00:00Z"],
+            "time ends",
+        ),
+    ] {
+        let (code, _, err) = daemon.ask(arguments);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains(told), "{err}");
+    }
+    // Nobody to ask, and the daemon holds the lock.
+    std::fs::rename(daemon.path("state/control.sock"), daemon.path("hidden")).unwrap();
+    let (code, _, err) = daemon.ask(&purge);
+    assert_eq!(code, Some(75), "{err}");
+    assert!(err.contains("control.sock") && err.contains("systemctl stop fieldpost"), "{err}");
+    std::fs::rename(daemon.path("hidden"), daemon.path("state/control.sock")).unwrap();
+    daemon.signal("TERM");
+    assert_eq!(daemon.end(), Some(0));
+
+    let (code, out, err) = daemon.ask(&purge);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["readings"], 0);
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("f.toml"), &text).unwrap();
+    let output = command(elsewhere.path(), &purge).output().unwrap();
+    assert_eq!(output.status.code(), Some(74));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no outbox"));
+    assert!(!elsewhere.path().join("state").exists(), "nothing is made");
+}
+
+#[test]
 fn http_tells_health_metrics_and_status() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = config(&mqtt("plant", "a")).replace("\"off\"", &format!("\"127.0.0.1:{port}\""));
@@ -318,6 +362,21 @@ fn http_tells_health_metrics_and_status() {
     let (_, body) = get("/status");
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["agent"]["id"], "gw-1");
     assert!(get("/").1.contains("agent gw-1"));
+
+    // Nothing that changes state is offered over the network.
+    for path in ["/outbox/purge", "/outbox/replay"] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let body = r#"{"selection":{},"dry_run":true}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(" 404 "), "{path}: {answer}");
+    }
 
     let (code, _, err) = {
         let other = tempfile::tempdir().unwrap();

@@ -1,4 +1,8 @@
-//! `fieldpost outbox`
+//! `fieldpost outbox`: `purge.rs` and `replay.rs` change it, with `change.rs` in common.
+
+mod change;
+mod purge;
+mod replay;
 
 use std::io;
 use std::path::Path;
@@ -8,11 +12,15 @@ use clap::{Args, Subcommand};
 use super::{ConfigArguments, Exit, Failure, json, show};
 use crate::outbox::{Inspection, Outbox};
 
-/// Look into the outbox on disk
+/// Look into the outbox on disk, and change it
 #[derive(Debug, Subcommand)]
 pub(super) enum OutboxCommand {
     /// Say what the outbox holds, without changing it
     Inspect(Inspect),
+    /// Give up readings that wait, and remove delivered ones that are kept
+    Purge(purge::Purge),
+    /// Send delivered readings again that are still kept
+    Replay(replay::Replay),
 }
 
 /// Say what the outbox holds, without changing it
@@ -35,7 +43,17 @@ pub(super) struct Inspect {
 
 impl OutboxCommand {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let Self::Inspect(command) = self;
+        match self {
+            Self::Inspect(command) => command.run(),
+            Self::Purge(command) => command.run(),
+            Self::Replay(command) => command.run(),
+        }
+    }
+}
+
+impl Inspect {
+    fn run(self) -> Result<Exit, Failure> {
+        let command = self;
         let state_dir = command.config.load()?.config.agent.state_dir;
         let inspection = Outbox::inspect(&state_dir).map_err(|error| unreadable(&state_dir, &error))?;
         show(&if command.json { json(&inspection)? } else { page(&inspection) })?;

@@ -10,7 +10,7 @@ use crate::config::load;
 use crate::status::{self, Status};
 
 /// Where the unit lets the daemon put its socket.
-const SYSTEM_DIRECTORY: &str = "/run/fieldpost";
+pub(super) const SYSTEM_DIRECTORY: &str = "/run/fieldpost";
 
 /// Ask the running daemon what it is doing
 #[derive(Debug, Args)]

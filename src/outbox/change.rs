@@ -57,8 +57,10 @@ pub struct Purged {
     pub dry_run: bool,
     /// First sequence looked at.
     pub from: u64,
-    /// Last sequence looked at, inclusive.
+    /// Last sequence of the selection, inclusive.
     pub to: u64,
+    /// Last sequence that is dealt with, inclusive.
+    pub reached: u64,
     /// Readings that waited and are given up; gap records will name them.
     pub readings: u64,
     /// Their record bytes.
@@ -219,6 +221,7 @@ impl Report for Purged {
             self.from = step.from;
         }
         self.to = self.to.max(step.to);
+        self.reached = self.reached.max(step.reached);
         self.readings += step.readings;
         self.bytes += step.bytes;
         self.generations += step.generations;

@@ -11,6 +11,7 @@ mod harness;
 
 mod bad_input;
 mod brokers;
+mod change;
 mod crash;
 mod delivery;
 mod drain;

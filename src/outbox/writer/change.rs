@@ -45,7 +45,7 @@ impl Writer {
         let selection = &change.selection;
         let source = selection.source.as_deref().map(SourceId::from);
         let (from, to) = (selection.from.unwrap_or(1).max(1), self.end_of(selection));
-        let mut purged = Purged { dry_run: change.dry_run, from, to, ..Purged::default() };
+        let mut purged = Purged { dry_run: change.dry_run, from, to, reached: to, ..Purged::default() };
         let listed = self.within(from, to);
         let Some(hull) = listed.last().map(|last| (from, self.last_of(last).min(to))) else {
             return Ok(Step { report: purged, to, next: None });
@@ -69,6 +69,15 @@ impl Writer {
             plan.count.tell(&mut purged);
             purged.generations += u64::from(plan.goes);
             purged.freed_bytes += if plan.goes { plan.listed.disk_bytes } else { 0 };
+        }
+        purged.reached = next.map_or(to, |next| next - 1);
+        if purged.readings > 0 && !change.dry_run {
+            let of = selection.source.as_ref().map_or(String::new(), |source| format!(" of source {source}"));
+            log::info!(
+                "purged on request: {} readings{of} between {from} and {}; gap records will say so",
+                purged.readings,
+                purged.reached
+            );
         }
         Ok(Step { report: purged, to, next })
     }

@@ -55,6 +55,9 @@ impl Writer {
                 ((after > before).then_some(before), (after > before).then_some(after - 1));
         }
         report.room_bytes = room_bytes;
+        if report.readings > 0 && !change.dry_run {
+            log::info!("copied on request: {} readings between {from} and {}", report.readings, report.reached);
+        }
         let next = (report.reached < to).then_some(report.reached + 1);
         Ok(Step { report, to, next })
     }

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use fieldpost::demo::brokers::free_port;
@@ -73,6 +73,13 @@ impl Agent {
 
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("it was started").pid()
+    }
+
+    /// A command beside the daemon, with its configuration; not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fieldpost"));
+        command.args(arguments).arg("--config").arg(self.config_path());
+        command
     }
 
     /// `/status`, waiting for an answer.

@@ -65,6 +65,7 @@ impl Oracle {
         let mut seen: BTreeMap<String, Vec<bool>> = BTreeMap::new();
         let devices = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut accounts = Accounts::default();
+        let mut origins: BTreeMap<String, String> = BTreeMap::new();
         for topic in &topics.data {
             let mut last: BTreeMap<(String, i32), u64> = BTreeMap::new();
             for record in read_all(bootstrap, topic) {
@@ -75,6 +76,14 @@ impl Oracle {
                     tally.foreign.push(record);
                     continue;
                 };
+                if let Some(origin) = record.header("fp_replay_of") {
+                    if record.headers["fp"][33] & FLAG_REPLAY == 0 {
+                        tally.fault(format!("a copy of {origin} without the flag"));
+                    }
+                    tally.replays.push(Replay { origin, reading: format!("{device}/{number}") });
+                    continue;
+                }
+                origins.insert(record.header("ce_id").unwrap_or_default(), format!("{device}/{number}"));
                 match devices.get(&device).filter(|d| number < d.obliged.len() as u64) {
                     None => tally.fault(format!("{device}/{number} was never issued")),
                     Some(_) if record.key != device.as_bytes() => {
@@ -105,6 +114,13 @@ impl Oracle {
                 tally.dead_letters.push(record);
             }
         }
+        for replay in std::mem::take(&mut tally.replays) {
+            match origins.get(&replay.origin) {
+                Some(reading) if *reading == replay.reading => {}
+                found => tally.fault(format!("{replay:?} is a copy of {found:?}")),
+            }
+            tally.replays.push(replay);
+        }
         let ledger = read_all(bootstrap, &topics.ledger).into_iter().rfind(|record| record.key == agent_id.as_bytes());
         accounts.close(ledger.as_ref(), &mut tally);
         for (name, device) in &devices {
@@ -128,6 +144,16 @@ impl Device {
 }
 
 const KIND_GAP: u8 = 2;
+const FLAG_REPLAY: u8 = 8;
+
+/// A reading that was sent again on request. No duplicate, for it has a `ce_id` of its own and says what it repeats.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// `ce_id` of the original.
+    pub origin: String,
+    /// Device and number.
+    pub reading: String,
+}
 
 /// A gap record: what it names, if it names a range, and why.
 #[derive(Debug, Clone)]
@@ -236,6 +262,7 @@ pub struct Tally {
     /// Anything else that is wrong.
     pub faults: Vec<String>,
     pub gaps: Vec<Gap>,
+    pub replays: Vec<Replay>,
     pub dead_letters: Vec<Record>,
     /// Records of the data topics that are no readings of ours: changed bytes, unless the test sent garbage.
     pub foreign: Vec<Record>,

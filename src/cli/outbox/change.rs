@@ -1,0 +1,232 @@
+//! What `purge` and `replay` have in common: who makes the change (the daemon over its control socket, or this process when
+//! none runs), arguments, questions, progress.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::super::status::SYSTEM_DIRECTORY;
+use super::super::{ConfigArguments, Exit, Failure, tell};
+use crate::agent::health::SOCKET;
+use crate::config::Config;
+use crate::metrics::OutboxMetrics;
+use crate::outbox::{Change, ChangeError, OpenError, OpenOptions, Outbox, Purged, Replayed, Step};
+use crate::status;
+
+/// A sync on an SD card may take two minutes.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// No answer is larger, in bytes.
+const ANSWER_MAX: u64 = 16 << 20;
+/// The outbox of this process gets this long to close.
+const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Who makes the change.
+pub(super) enum Changer {
+    /// The daemon that listens at this socket.
+    Daemon(PathBuf),
+    /// This process, which has opened the outbox.
+    Own(Outbox),
+}
+
+impl Changer {
+    /// The running daemon of this configuration; if there is none, the outbox itself.
+    pub(super) fn find(config: ConfigArguments) -> Result<Self, Failure> {
+        let config = config.load()?.config;
+        let state_dir = config.agent.state_dir.clone();
+        let mut tried = Vec::new();
+        for path in [&*state_dir, Path::new(SYSTEM_DIRECTORY)].map(|directory| directory.join(SOCKET)) {
+            match status::ask(&path) {
+                Ok(status) if status.agent.id == config.agent.id => return Ok(Self::Daemon(path)),
+                Ok(status) => tried.push(format!("{}: the daemon of agent {}", path.display(), status.agent.id)),
+                Err(error) => tried.push(format!("{}: {error}", path.display())),
+            }
+        }
+        Self::open(&state_dir, config, &tried.join("; "))
+    }
+
+    fn open(state_dir: &Path, config: Config, tried: &str) -> Result<Self, Failure> {
+        let outbox = state_dir.join("outbox");
+        let owner = match std::fs::metadata(&outbox) {
+            Ok(found) => found.uid(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Failure::new(Exit::InputOutput, format!("there is no outbox in {}", state_dir.display())));
+            }
+            Err(error) => {
+                return Err(Failure::new(Exit::InputOutput, format!("cannot read {}: {error}", outbox.display())));
+            }
+        };
+        // What another user makes in it, the daemon cannot write on.
+        if owner != rustix::process::geteuid().as_raw() {
+            let text = format!(
+                "no daemon runs, and {} belongs to the user with id {owner}: do this as that user (sudo -u '#{owner}' \
+                 fieldpost ...), or start the daemon",
+                outbox.display()
+            );
+            return Err(Failure::new(Exit::InputOutput, text));
+        }
+        let options =
+            OpenOptions { config: config.outbox, agent_id: config.agent.id, metrics: OutboxMetrics::default() };
+        match Outbox::open(state_dir, options) {
+            Ok(outbox) => Ok(Self::Own(outbox)),
+            Err(error @ OpenError::Locked { .. }) => {
+                let text = format!(
+                    "{error}, and no daemon answers at its control socket ({tried}). If it is just starting or stopping, try \
+                     again in a moment; else run this as a user who may open the socket, or stop the daemon first: \
+                     systemctl stop fieldpost"
+                );
+                Err(Failure::new(Exit::TryAgain, text))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn purge(&self, change: &Change) -> Result<Step<Purged>, Failure> {
+        match self {
+            Self::Daemon(socket) => post(socket, "/outbox/purge", change),
+            Self::Own(outbox) => outbox.purge(change).map_err(Failure::from),
+        }
+    }
+
+    pub(super) fn replay(&self, change: &Change) -> Result<Step<Replayed>, Failure> {
+        match self {
+            Self::Daemon(socket) => post(socket, "/outbox/replay", change),
+            Self::Own(outbox) => outbox.replay(change).map_err(Failure::from),
+        }
+    }
+
+    /// Ends what this process has opened.
+    pub(super) fn close(self) {
+        if let Self::Own(outbox) = self {
+            outbox.close(CLOSE_WITHIN);
+        }
+    }
+}
+
+impl From<ChangeError> for Failure {
+    fn from(error: ChangeError) -> Self {
+        let exit = match &error {
+            ChangeError::Selection(_) => Exit::Usage,
+            ChangeError::Refused(_) => Exit::Failed,
+            ChangeError::Closed => Exit::TryAgain,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// Asks the daemon for one step.
+fn post<R: DeserializeOwned>(socket: &Path, path: &str, change: &impl Serialize) -> Result<R, Failure> {
+    let broken = |error: io::Error| {
+        let place = socket.display();
+        let why = if error.kind() == io::ErrorKind::UnexpectedEof { "it ended".to_owned() } else { error.to_string() };
+        Failure::new(Exit::Unavailable, format!("the daemon at {place} did not answer: {why}"))
+    };
+    let (code, body) = exchange(socket, path, change).map_err(broken)?;
+    match code {
+        200 => serde_json::from_slice(&body).map_err(|error| broken(io::Error::other(error))),
+        404 => Err(Failure::new(Exit::Unavailable, "the daemon that runs is of a version that does not know this")),
+        code => {
+            let exit = match code {
+                400 | 422 => Exit::Usage,
+                503 => Exit::TryAgain,
+                _ => Exit::Failed,
+            };
+            Err(Failure::new(exit, String::from_utf8_lossy(&body).trim().to_owned()))
+        }
+    }
+}
+
+/// HTTP/1.0: the answer ends with the connection. An answer that is cut short is none.
+fn exchange(socket: &Path, path: &str, change: &impl Serialize) -> io::Result<(u16, Vec<u8>)> {
+    let body = serde_json::to_vec(change)?;
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.0\r\nHost: fieldpost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )?;
+    stream.write_all(&body)?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let split = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(cut)?;
+    let head = String::from_utf8_lossy(&answer[..split]).to_ascii_lowercase();
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(cut)?;
+    let len = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    let body = answer.split_off(split + 4);
+    if len.is_some_and(|len| len != body.len()) {
+        return Err(cut());
+    }
+    Ok((code, body))
+}
+
+/// A time as it is given on the command line, nanoseconds since 1970-01-01 UTC.
+pub(super) fn time(text: &str) -> Result<i64, String> {
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| "expected a time with its zone, as in 2026-11-21T08:00:00Z".to_owned())?;
+    i64::try_from(time.as_nanosecond()).map_err(|_| "too far from now".to_owned())
+}
+
+/// Whether the owner says yes. Without a terminal nobody can be asked.
+pub(super) fn confirmed(question: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "there is no terminal to ask on: add --yes if you are sure, or --dry-run",
+        ));
+    }
+    // Nobody is left to ask when the terminal is gone: then the answer is no.
+    let _ = write!(io::stderr(), "{question} [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    Ok(read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// How far it is, on a terminal.
+pub(super) struct Progress {
+    shown: bool,
+    from: u64,
+    to: u64,
+}
+
+impl Progress {
+    pub(super) fn over(from: u64, to: u64) -> Self {
+        Self { shown: io::stderr().is_terminal(), from, to }
+    }
+
+    pub(super) fn reached(&self, sequence: u64, what: &str) {
+        if self.shown {
+            let (done, all) = ((sequence + 1).saturating_sub(self.from), (self.to + 1).saturating_sub(self.from));
+            let percent = (100 * done).checked_div(all).unwrap_or(100);
+            let _ = write!(io::stderr(), "\r\x1b[K{percent:>3} %  through {sequence}, {what}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+pub(super) fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// `plant 12, meter 3`
+pub(super) fn list(sources: &std::collections::BTreeMap<String, u64>) -> String {
+    sources.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Says on standard error what stands before a failure.
+pub(super) fn tell_before(text: &str) {
+    tell(&format!("fieldpost: {text}"));
+}
