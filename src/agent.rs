@@ -5,6 +5,7 @@
 
 mod change;
 pub mod health;
+mod look;
 pub mod reload;
 pub mod signals;
 pub mod sources;

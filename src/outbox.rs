@@ -24,10 +24,10 @@ mod format;
 #[cfg(test)]
 mod format_tests;
 mod generation;
-mod inspect;
 #[cfg(test)]
 mod kill_tests;
 mod limits;
+pub mod look;
 mod memory;
 #[cfg(test)]
 mod model_tests;
@@ -73,8 +73,8 @@ use tokio::sync::mpsc;
 
 pub use change::{Change, ChangeError, Left, Purged, Replayed, Report, Selection, Step, run};
 pub(crate) use format::{seal, unseal};
-pub use inspect::{InspectedGeneration, Inspection};
 pub use limits::{HeldBytes, HeldPermit};
+pub use look::{Inspection, Look, LookError};
 pub use reader::Reader;
 
 use limits::Sizes;
@@ -333,9 +333,17 @@ impl Outbox {
         Ok(Self { shared, commands, sizes, when_full, sync, loss_window, segment })
     }
 
-    /// Looks at an outbox, running or not, without changing it.
-    pub fn inspect(state_dir: &Path) -> std::io::Result<Inspection> {
-        inspect::inspect(state_dir)
+    /// Eyes on this outbox: for its owner, beside the drain.
+    pub fn look(&self) -> Look {
+        Look::live(self)
+    }
+
+    /// What only the writer knows.
+    fn counts(&self) -> Result<look::Counts, String> {
+        let (done, answer) = std::sync::mpsc::sync_channel(1);
+        let closed = "the outbox is closed";
+        self.commands.send(Command::Count(done)).map_err(|_| closed.to_owned())?;
+        answer.recv_timeout(COUNTS_WAIT).map_err(|_| "the writer is busy with the disk; try again".to_owned())
     }
 
     /// A way in for one source, and the answers to what goes in. One per source at a time.
@@ -507,6 +515,9 @@ fn tell_loss_window(sync: config::outbox::Sync, window: Duration) {
         );
     }
 }
+
+/// A sync may be under way, and cards stall.
+const COUNTS_WAIT: Duration = Duration::from_secs(30);
 
 /// Sequences after the committed position that a transaction of the last process may hold.
 const IN_DOUBT_MAX: u64 = 50_000;

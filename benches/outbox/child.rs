@@ -388,7 +388,7 @@ fn disk(readings: u64, bytes: usize) -> Figures {
     let (outbox, metrics) = ours::open(directory.path(), "zstd");
     let mut source = SourceSide::new(&outbox, "plant");
     (0..readings / FILL_GROUP).for_each(|n| source.append(group_of(&pool, n * FILL_GROUP, FILL_GROUP)));
-    let generations = fieldpost::outbox::Outbox::inspect(directory.path()).expect("it can be looked at");
+    let generations = outbox.look().inspect().expect("it can be looked at");
     let of_one = generations.generations.iter().map(|generation| generation.bytes).max().unwrap_or(0);
     let found = figures([
         ("disk bytes", machine::disk_bytes(directory.path()) as f64),
@@ -404,7 +404,7 @@ fn disk(readings: u64, bytes: usize) -> Figures {
         outbox.trim_through(fieldpost::promise::Committed::for_bench(outbox.identity().incarnation, drain.after));
         drop(drain);
         let deadline = Instant::now() + Duration::from_secs(20);
-        let left = || fieldpost::outbox::Outbox::inspect(directory.path()).expect("it can be looked at").generations;
+        let left = || outbox.look().inspect().expect("it can be looked at").generations;
         while left().len() > 1 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

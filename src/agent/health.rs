@@ -1,6 +1,6 @@
 //! What the daemon tells about itself: `/healthz`, `/readyz`, `/metrics`, `/status`, over HTTP and the control socket.
 //!
-//! Nothing here changes state. What only the control socket offers is in `change.rs`.
+//! Nothing here changes state. What only the control socket offers is in `look.rs` and `change.rs`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::StartError;
 use super::change;
+use super::look;
 use super::sources::Sources;
 use crate::config::Config;
 use crate::delivery::DeliveryHandle;
@@ -170,7 +171,9 @@ impl Doors {
         let path = socket_path(&config.agent.state_dir);
         let socket = match listen_on(&path) {
             Ok(listener) => {
-                let router = router(health.clone()).merge(change::router(health.inner.outbox.clone()));
+                let outbox = &health.inner.outbox;
+                let router =
+                    router(health.clone()).merge(change::router(outbox.clone())).merge(look::router(outbox.clone()));
                 servers
                     .push(tokio::spawn(async move { report("control socket", axum::serve(listener, router).await) }));
                 Some(path)

@@ -133,6 +133,11 @@ fn checksum(block: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Whether a block of this version may begin with this byte.
+pub(super) fn may_begin(byte: u8) -> bool {
+    byte >> 4 == VERSION && byte & 15 <= CODEC_LZ4
+}
+
 /// Checks a block and reads its head.
 pub(super) fn check(block: &[u8]) -> Result<Head, BlockError> {
     if block.len() < 5 {

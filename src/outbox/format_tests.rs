@@ -114,8 +114,9 @@ fn a_later_format_in_any_single_file_is_named_and_nothing_is_changed() {
         assert!(text.contains("format 2") && text.contains("knows up to 1"), "{name}: {text}");
         assert!(name == "pos" || text.contains("fieldpost 7.0.0"), "{name}: {text}");
         assert!(bytes_of(dir.path()) == before, "{name}: something was changed");
-        let inspection = Outbox::inspect(dir.path()).unwrap();
-        assert!(inspection.remarks.iter().any(|remark| remark.contains("format 2")), "{name}: {inspection:?}");
+        // Nor is it guessed at by whoever only looks.
+        let told = Look::at_files(dir.path(), None).unwrap_err();
+        assert!(matches!(&told, LookError::Foreign(text) if text.contains("format 2")), "{name}: {told}");
     }
 }
 

@@ -228,7 +228,7 @@ fn what_is_kept_stays_within_its_bound_across_restarts_and_is_never_delivered_ag
             rig.outbox.sync_position().unwrap();
             kept_bytes(&rig.outbox) <= 8 << 20
         });
-        let found = Outbox::inspect(dir.path()).unwrap();
+        let found = rig.outbox.look().inspect().unwrap();
         assert!(found.generations.iter().any(|generation| generation.last_sequence.is_some()), "{found:?}");
         assert!(directory::disk_bytes(&dir.path().join("outbox")) <= MAX.0);
         rig.close();

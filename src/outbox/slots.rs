@@ -72,6 +72,31 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(read_newest(&File::open(path)?)?.map(|(_, payload)| payload))
 }
 
+/// What one slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Never written.
+    Empty,
+    Valid,
+    /// Something is there that is not whole.
+    Torn,
+}
+
+/// Both slots, without changing the file.
+pub(super) fn look(path: &Path) -> io::Result<[Slot; 2]> {
+    let file = File::open(path)?;
+    let slot = |number: u64| -> io::Result<Slot> {
+        let mut counter = [0; 8];
+        let there = file.read_at(&mut counter, number * SLOT_BYTES as u64)? == counter.len();
+        Ok(match read_slot(&file, number)? {
+            Some(_) => Slot::Valid,
+            None if !there || counter == [0; 8] || counter == [FILLER; 8] => Slot::Empty,
+            None => Slot::Torn,
+        })
+    };
+    Ok([slot(0)?, slot(1)?])
+}
+
 fn read_newest(file: &File) -> io::Result<Option<(u64, Vec<u8>)>> {
     let first = read_slot(file, 0)?;
     let second = read_slot(file, 1)?;

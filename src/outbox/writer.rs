@@ -38,6 +38,7 @@ use crate::outbox::{Arrival, Change, ChangeError, Control, Purged, Replayed, Ste
 use super::directory::{Directory, GenerationId};
 use super::generation::{Generation, block_bytes_max};
 use super::limits::Sizes;
+use super::look::Counts;
 use super::memory::Memory;
 use super::note::Note;
 use super::packer::Packer;
@@ -77,6 +78,8 @@ pub(super) enum Command {
     Replay(Change, SyncSender<Result<Step<Replayed>, ChangeError>>),
     /// Syncs `pos`.
     SyncPosition(SyncSender<io::Result<()>>),
+    /// Tells what only the writer knows.
+    Count(SyncSender<Counts>),
     /// Look at the view: trims, protection.
     Nudge,
     Close,
@@ -241,9 +244,23 @@ impl Writer {
                     log::debug!("nobody waits for the position any more");
                 }
             }
+            Command::Count(done) => {
+                if done.send(self.counts()).is_err() {
+                    log::debug!("nobody waits for the counts any more");
+                }
+            }
             Command::Nudge => self.shared.nudge_taken(),
             Command::Close => self.closing = true,
         }
+    }
+
+    fn counts(&self) -> Counts {
+        let newest = self.current.as_ref().map(|current| {
+            let (end_index, end_sequence) = (self.tail.durable_end_index(), self.tail.durable_end_sequence);
+            Summary { end_index, end_sequence, ..current.summary.clone() }
+        });
+        let newest_bytes = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes());
+        Counts { newest, newest_bytes, refusals: self.memory.refusals.clone() }
     }
 
     /// Where the log stands, for `pos`.

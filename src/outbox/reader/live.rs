@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::super::directory::GenerationId;
+use super::super::entry::Segment;
 use super::super::generation::{Generation, StoreError};
 use super::super::view::{Listed, Mark, Shared};
 use super::place::Sight;
@@ -12,11 +14,18 @@ use super::walk::{Shelf, Taken};
 pub(in crate::outbox) struct Live {
     shared: Arc<Shared>,
     mark: Mark,
+    /// Whether the reserve may be given up for it. Not for somebody who only looks.
+    takes_reserve: bool,
 }
 
 impl Live {
     pub(in crate::outbox) fn new(shared: Arc<Shared>) -> Self {
-        Self { mark: Mark::new(shared.clone()), shared }
+        Self { mark: Mark::new(shared.clone()), shared, takes_reserve: true }
+    }
+
+    /// For somebody who only looks.
+    pub(in crate::outbox) fn looking(shared: Arc<Shared>) -> Self {
+        Self { takes_reserve: false, ..Self::new(shared) }
     }
 
     /// Whether the generation it reads ends before `next`.
@@ -24,6 +33,17 @@ impl Live {
         let view = self.shared.view();
         let on = self.mark.on(&view);
         view.generations.iter().any(|listed| on == Some(listed.id.number) && listed.end_sequence() <= next)
+    }
+
+    /// Marks a generation by its name; `None`: it is gone, or about to go.
+    pub(in crate::outbox) fn hold(&mut self, id: GenerationId) -> Option<Listed> {
+        let mut view = self.shared.view();
+        let listed = view.generations.iter().find(|listed| listed.id == id).cloned()?;
+        if view.claimed == Some(id.number) {
+            return None;
+        }
+        self.mark.put(&mut view, Some(id.number));
+        Some(listed)
     }
 
     pub(in crate::outbox) fn shared(&self) -> &Shared {
@@ -64,7 +84,7 @@ impl Shelf for Live {
         let mut view = self.shared.view();
         if let Err(StoreError::Full(_)) = &opened {
             // Opening takes up to a segment: the writer gives the reserve up for it, and the next try finds the room.
-            view.reserve_wanted = true;
+            view.reserve_wanted |= self.takes_reserve;
         }
         let generation = Arc::new(opened?);
         if let Some(known) = view.generations.iter_mut().find(|known| known.id == listed.id) {
@@ -72,6 +92,11 @@ impl Shelf for Live {
             known.disk_bytes = bytes;
         }
         Ok(generation)
+    }
+
+    /// The drain reads what is not delivered: those segments are all in memory.
+    fn segments(&mut self, _: &Generation) -> Vec<Segment> {
+        Vec::new()
     }
 
     fn first_after(&self, sequence: u64) -> Option<u64> {

@@ -24,6 +24,8 @@ pub(in crate::outbox) struct Place {
     block: Option<Block>,
     /// Sequence of the next counting entry.
     pub(super) sequence: u64,
+    /// Segments that this generation itself names: those of delivered readings are forgotten elsewhere.
+    segments: Vec<Segment>,
     /// Bytes of a split reading so far.
     parts: Vec<u8>,
     parts_whole: bool,
@@ -65,8 +67,11 @@ impl Sight {
     }
 }
 
-fn store(entry: ReadingEntry, sequence: u64, sight: &Sight) -> Found {
-    let Some(segment) = sight.segment_of(sequence) else {
+fn store(entry: ReadingEntry, sequence: u64, sight: &Sight, own: &[Segment]) -> Found {
+    let own = own.iter().rev().find(|segment| segment.first_sequence <= sequence);
+    let newest = |segment: &&Segment| (segment.first_sequence <= sequence, segment.first_index);
+    let segment = own.into_iter().chain(sight.segment_of(sequence)).max_by_key(newest);
+    let Some(segment) = segment else {
         return Found::Missing(sequence, "no segment says whose sequence it is".to_owned());
     };
     Found::Reading(Box::new(Stored {
@@ -80,14 +85,14 @@ fn store(entry: ReadingEntry, sequence: u64, sight: &Sight) -> Found {
 }
 
 impl Place {
-    pub(in crate::outbox) fn start(generation: Arc<Generation>) -> Self {
+    pub(in crate::outbox) fn start(generation: Arc<Generation>, segments: Vec<Segment>) -> Self {
         let next_block = generation.id().first_index;
-        Self { generation, next_block, block: None, sequence: 0, parts: Vec::new(), parts_whole: false }
+        Self { generation, next_block, block: None, sequence: 0, segments, parts: Vec::new(), parts_whole: false }
     }
 
     /// Back to the start of the generation, to find an earlier sequence.
     pub(super) fn rewind(&mut self) {
-        *self = Self::start(self.generation.clone());
+        *self = Self::start(self.generation.clone(), std::mem::take(&mut self.segments));
     }
 
     /// What stands at `next`, below `end_index`. `sequence <= next` on entry.
@@ -192,7 +197,7 @@ impl Place {
             return Some(Found::Missing(sequence - 1, "entries are missing".to_owned()));
         }
         match framed.decode(raw) {
-            Some(Entry::Reading(entry)) => Some(store(entry, next, sight)),
+            Some(Entry::Reading(entry)) => Some(store(entry, next, sight, &self.segments)),
             Some(Entry::Part(part)) => {
                 if framed.marks & SPLIT_BEGIN != 0 {
                     self.parts.clear();
@@ -207,7 +212,7 @@ impl Place {
                     return missing("a part of a split record is missing");
                 }
                 match reading::get(Cursor::whole(&whole)) {
-                    Some(entry) => Some(store(entry, next, sight)),
+                    Some(entry) => Some(store(entry, next, sight, &self.segments)),
                     None => missing("a split record cannot be read"),
                 }
             }

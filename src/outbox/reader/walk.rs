@@ -8,13 +8,14 @@ use crate::record::Stored;
 
 use super::super::block::Decoder;
 use super::super::directory::GenerationId;
+use super::super::entry::Segment;
 use super::super::generation::{Generation, StoreError};
 use super::super::view::Listed;
 use super::place::{Found, Place, Sight};
 
 /// A database that is just being opened or closed by somebody else is waited for.
-const BUSY_TRIES: u32 = 100;
-const BUSY_WAIT: Duration = Duration::from_millis(20);
+pub(in crate::outbox) const BUSY_TRIES: u32 = 100;
+pub(in crate::outbox) const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// Where generations are found: a running outbox, or files.
 pub(in crate::outbox) trait Shelf {
@@ -24,6 +25,8 @@ pub(in crate::outbox) trait Shelf {
     fn take(&mut self, sequence: u64) -> Taken;
     /// The handle of a generation that was taken.
     fn open(&mut self, listed: &Listed) -> Result<Arc<Generation>, StoreError>;
+    /// Segments that are to be taken from the generation itself.
+    fn segments(&mut self, generation: &Generation) -> Vec<Segment>;
     /// First sequence of the next generation after this sequence.
     fn first_after(&self, sequence: u64) -> Option<u64>;
     /// Nothing is being read.
@@ -70,6 +73,11 @@ impl<S: Shelf> Walk<S> {
     /// Gives a reading back: the next [`Self::find`] begins with it.
     pub(in crate::outbox) fn keep(&mut self, stored: Stored) {
         self.kept = Some(stored);
+    }
+
+    /// Lets the generation go that is being read, but keeps its place in it.
+    pub(in crate::outbox) fn pause(&mut self) {
+        self.shelf.leave();
     }
 
     /// Lets go of the generation that is open.
@@ -130,7 +138,8 @@ impl<S: Shelf> Walk<S> {
             self.cursor = None;
             match self.shelf.open(&listed) {
                 Ok(generation) => {
-                    self.cursor = Some(Place::start(generation));
+                    let segments = self.shelf.segments(&generation);
+                    self.cursor = Some(Place::start(generation, segments));
                     return Ok(Some(listed));
                 }
                 Err(StoreError::Busy(_)) => std::thread::sleep(BUSY_WAIT),

@@ -150,7 +150,7 @@ impl Writer {
         let mut shelf = Live::new(self.shared.clone());
         let (sight, mut decoder) = (shelf.sight(), Decoder::default());
         let end = listed.closed.as_ref().map_or(u64::MAX, |summary| summary.end_index).min(sight.durable_index + 1);
-        let mut place = Place::start(open(&mut shelf, listed)?);
+        let mut place = Place::start(open(&mut shelf, listed)?, Vec::new());
         let mut next = from;
         loop {
             match place.find(next, end, &sight, &mut decoder)? {

@@ -1,0 +1,124 @@
+//! Finds blocks by their bytes, wherever they stand in a file, without the store.
+//!
+//! sled keeps values as they are, so every block stands in its file whole, often several times, for a page is written again
+//! when it grows. A block begins with its version and codec and a head whose numbers must make sense; its length is
+//! where the checksum comes out right; what it unpacks to must be as many entries as it says. Of two that disagree
+//! about an entry the one in the younger segment of the file is taken: a segment begins with its log number.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::super::super::block::{self, Decoder, HEAD_BYTES, RAW_BYTES_MAX};
+use super::super::super::entry::{ENTRY_HEAD_BYTES, Framed};
+use super::super::super::generation::{SEGMENT_BYTES, block_bytes_max};
+use super::super::LookError;
+use super::Block;
+
+/// A file beyond this is none of ours.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Blocks in the files of a generation, youngest first.
+pub(super) fn blocks_in(generation: &Path) -> Result<Vec<Block>, LookError> {
+    let mut found = Vec::new();
+    for path in files(generation) {
+        let len = fs::symlink_metadata(&path).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 });
+        if len == 0 || len > FILE_BYTES_MAX {
+            continue;
+        }
+        found.extend(scan(&fs::read(&path).map_err(LookError::io("read", &path))?));
+    }
+    found.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+    Ok(found.into_iter().map(|(_, block)| block).collect())
+}
+
+/// The log, and large values that stand beside it.
+fn files(generation: &Path) -> Vec<PathBuf> {
+    let blobs = fs::read_dir(generation.join("blobs")).into_iter().flatten().flatten().map(|entry| entry.path());
+    std::iter::once(generation.join("db")).chain(blobs).collect()
+}
+
+/// Log number of the segment, offset in the file: the larger, the younger.
+type Rank = (i64, usize);
+
+fn scan(bytes: &[u8]) -> Vec<(Rank, Block)> {
+    let mut found = Vec::new();
+    let mut decoder = Decoder::default();
+    let mut at = 0;
+    while at + HEAD_BYTES <= bytes.len() {
+        match is_plausible(&bytes[at..]).then(|| block_at(&bytes[at..], &mut decoder)).flatten() {
+            Some((block, len)) => {
+                found.push(((log_number(bytes, at), at), block));
+                at += len;
+            }
+            None => at += 1,
+        }
+    }
+    found
+}
+
+/// Whether a head stands here whose numbers make sense.
+fn is_plausible(bytes: &[u8]) -> bool {
+    if !block::may_begin(bytes[0]) {
+        return false;
+    }
+    let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    let (entries, sequences, raw_len) = (half(21), half(25), half(29));
+    entries > 0
+        && sequences <= entries
+        && raw_len <= RAW_BYTES_MAX
+        && entries.saturating_mul(ENTRY_HEAD_BYTES) <= raw_len
+}
+
+/// The block that begins here and its length. Its end is where the checksum comes out right.
+fn block_at(bytes: &[u8], decoder: &mut Decoder) -> Option<(Block, usize)> {
+    // Blocks stay below this, whatever their codec.
+    let longest = bytes.len().min(2 * block_bytes_max(SEGMENT_BYTES[0]));
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&bytes[..1]);
+    sum.update(&bytes[5..HEAD_BYTES]);
+    for len in HEAD_BYTES..=longest {
+        if sum.clone().finalize().to_le_bytes() == bytes[1..5] {
+            if let Some(block) = proven(&bytes[..len], decoder) {
+                return Some((block, len));
+            }
+        }
+        sum.update(bytes.get(len..=len)?);
+    }
+    None
+}
+
+/// The block, if it holds what it says.
+fn proven(bytes: &[u8], decoder: &mut Decoder) -> Option<Block> {
+    let (head, raw) = decoder.decode(bytes).ok()?;
+    holds_what_it_says(head.entries, head.sequences, &raw).then_some(Block { head, raw })
+}
+
+fn holds_what_it_says(entries: u32, sequences: u32, raw: &Bytes) -> bool {
+    let (mut at, mut found, mut counting) = (0, 0, 0);
+    while let Some(framed) = Framed::at(raw, at) {
+        if framed.decode(raw).is_none() {
+            return false;
+        }
+        at = framed.next;
+        found += 1;
+        counting += u32::from(framed.counts());
+    }
+    at == raw.len() && (found, counting) == (entries, sequences)
+}
+
+/// Log number of the segment in which `at` stands: head of 20 bytes, checksum (inverted), log number (all but the sign
+/// inverted), another number. -1: no valid head.
+fn log_number(bytes: &[u8], at: usize) -> i64 {
+    let mut sizes = SEGMENT_BYTES;
+    sizes.sort_unstable();
+    for size in sizes {
+        let Some(head) = bytes.get(at / size * size..).and_then(|rest| rest.get(..20)) else { continue };
+        let sum = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
+        if crc32fast::hash(&head[4..]) == !sum {
+            return i64::from_le_bytes(head[4..12].try_into().expect("eight bytes")) ^ i64::MAX;
+        }
+    }
+    -1
+}

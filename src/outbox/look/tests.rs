@@ -1,0 +1,641 @@
+//! Looking changes nothing, sees everything, and tells what is wrong. Salvage gets back what is whole, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::super::testing::reading_of;
+use super::super::tests as tests_of_outbox;
+use super::super::tests::{Rig, options, trim, wait_until};
+use super::super::*;
+use super::*;
+use crate::config::ByteSize;
+use crate::config::outbox::WhenFull;
+
+const MAX: ByteSize = ByteSize::mib(32);
+
+/// Options under which several generations are made.
+fn small() -> OpenOptions {
+    options(MAX)
+}
+
+/// An outbox of several generations: `count` readings, some of them larger than a block.
+fn filled(dir: &Path, count: u64) -> Vec<Reading> {
+    let mut rig = Rig::open_with(dir, small());
+    let wanted: Vec<_> = (1..=count).map(reading).collect();
+    rig.append_all(&wanted);
+    rig.outbox.sync_position().unwrap();
+    rig.close();
+    wanted
+}
+
+fn reading(n: u64) -> Reading {
+    let bytes = if n % 300 == 0 { 40_000 } else { 1500 };
+    reading_of(n, bytes, true)
+}
+
+/// Every name below a directory, with what is in it and its time of change.
+fn tree(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, std::time::SystemTime)> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![dir.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::metadata(&path).unwrap();
+            let bytes = if meta.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
+            if meta.is_dir() {
+                directories.push(path.clone());
+            }
+            found.insert(path, (bytes, meta.modified().unwrap()));
+        }
+    }
+    found
+}
+
+/// The lines of an export: readings by sequence (value in Base64), gaps.
+#[derive(Debug, Default, PartialEq)]
+struct Lines {
+    readings: BTreeMap<u64, Vec<u8>>,
+    gaps: Vec<(u64, u64, String)>,
+}
+
+impl Lines {
+    fn take(&mut self, text: &str) {
+        match Line::read(text).unwrap() {
+            None => {
+                let value: Value = serde_json::from_str(text).unwrap();
+                let bytes = match (&value["value_base64"], &value["value"]) {
+                    (Value::String(text), _) => data_encoding::BASE64.decode(text.as_bytes()).unwrap(),
+                    (_, Value::String(text)) => text.clone().into_bytes(),
+                    (_, json) => json.to_string().into_bytes(),
+                };
+                let old = self.readings.insert(value["sequence"].as_u64().unwrap(), bytes);
+                assert_eq!(old, None, "told twice");
+            }
+            Some(Line::Gap(gap)) => self.gaps.push((gap.from, gap.to, gap.reason)),
+            Some(_) => {}
+        }
+    }
+}
+
+fn export(look: &mut Look, selection: &Wanted) -> (Lines, Exported) {
+    let mut lines = Lines::default();
+    let exported = look.export(selection, &mut |line| {
+        lines.take(line);
+        Ok(())
+    });
+    (lines, exported.unwrap())
+}
+
+fn everything() -> Wanted {
+    Wanted { all: true, exact: true, ..Wanted::default() }
+}
+
+fn findings(look: &mut Look) -> (Vec<Finding>, Verified) {
+    let mut findings = Vec::new();
+    let verified = look.verify(&mut |line| {
+        if let Some(Line::Finding(finding)) = Line::read(line).unwrap() {
+            findings.push(finding);
+        }
+        Ok(())
+    });
+    (findings, verified.unwrap())
+}
+
+fn salvaged(path: &Path) -> (Lines, Salvaged) {
+    let mut lines = Lines::default();
+    let salvaged = salvage(path, None, &mut |_, _| {}, &mut |line| {
+        lines.take(line);
+        Ok(())
+    });
+    (lines, salvaged.unwrap())
+}
+
+fn values(wanted: &[Reading]) -> BTreeMap<u64, Vec<u8>> {
+    wanted.iter().zip(1..).map(|(reading, sequence)| (sequence, reading.value.to_vec())).collect()
+}
+
+fn databases(dir: &Path) -> Vec<PathBuf> {
+    let directory = directory::Directory::new(dir.join("outbox"));
+    directory.list().unwrap().iter().map(|found| directory.generation(found.id)).collect()
+}
+
+#[test]
+fn looking_at_files_sees_everything_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 4500);
+    assert!(databases(dir.path()).len() >= 3);
+    let before = tree(dir.path());
+
+    let mut look = Look::at_files(dir.path(), None).unwrap();
+    let inspection = look.inspect().unwrap();
+    assert_eq!((inspection.committed, inspection.durable, inspection.next, inspection.waiting), (0, 4500, 4501, 4500));
+    assert_eq!(inspection.running, None);
+    assert_eq!(inspection.agent.as_deref(), Some("gw-1"));
+    assert_eq!(inspection.sources["plant"].readings, 4500);
+    let bytes: usize = wanted.iter().map(Reading::record_bytes).sum();
+    assert_eq!(inspection.sources["plant"].record_bytes, bytes as u64);
+    assert_eq!(inspection.remarks, Vec::<String>::new());
+    let (found, verified) = findings(&mut look);
+    assert_eq!(found, []);
+    assert_eq!((verified.readings, verified.damage), (4500, 0));
+    assert_eq!(verified.generations, inspection.generations.len() as u64);
+    let (lines, exported) = export(&mut look, &everything());
+    assert!(lines.readings == values(&wanted));
+    assert_eq!((exported.readings, exported.gaps), (4500, 0));
+    assert_eq!(lines.gaps, []);
+
+    assert!(tree(dir.path()) == before, "something changed");
+}
+
+#[test]
+fn a_selection_takes_what_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), small());
+    let (other, mut answers) = rig.outbox.appender(&"other".into());
+    for n in 1..=20 {
+        rig.append_all(&[reading(n)]);
+        let held = rig.outbox.held().try_acquire(1).unwrap();
+        other.submit(vec![Arrival { readings: vec![reading(100 + n)], packet: None, receipt: Receipt(n), held }]);
+        wait_until("answered", || rig.outbox.positions().durable.0 == 2 * n);
+        answers.try_recv().ok();
+    }
+    trim(&rig.outbox, 10);
+    let mut look = rig.outbox.look();
+    let mut sequences = |selection: Wanted| {
+        let (lines, _) = export(&mut look, &Wanted { exact: true, ..selection });
+        assert_eq!(lines.gaps, []);
+        lines.readings.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(sequences(Wanted::default()), (11..=40).collect::<Vec<_>>());
+    let all = Wanted { all: true, ..Wanted::default() };
+    assert_eq!(sequences(all.clone()), (1..=40).collect::<Vec<_>>());
+    let of = |name: &str| Wanted { sources: vec![name.to_owned()], ..all.clone() };
+    assert_eq!(sequences(of("other")), (1..=20).map(|n| 2 * n).collect::<Vec<_>>());
+    assert_eq!(sequences(of("nobody")), Vec::<u64>::new());
+    assert_eq!(sequences(Wanted { from: Some(38), ..all.clone() }), [38, 39, 40]);
+    assert_eq!(sequences(Wanted { from: Some(2), to: Some(3), ..all.clone() }), [2, 3]);
+    assert_eq!(sequences(Wanted { from: Some(90), to: Some(99), ..all.clone() }), Vec::<u64>::new());
+    let time = |n: u64| reading(n).received.wall_ns;
+    let span = Wanted { since_ns: Some(time(3)), until_ns: Some(time(5)), ..of("plant") };
+    assert_eq!(sequences(span), [5, 7]);
+    rig.close();
+}
+
+#[test]
+fn lines_show_values_in_the_form_that_reads_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let with = |value: &[u8], content_type: &str| Reading {
+        value: value.to_vec().into(),
+        content_type: content_type.into(),
+        kind: crate::record::Kind::Raw,
+        ..reading_of(8, 10, false)
+    };
+    let readings = [
+        with(b"{\"a\": 1.50,\n \"b\": 12345678901234567890}", ""),
+        with(b"21.5", ""),
+        with(b"21.5", "application/json"),
+        with(b"{broken", "application/json"),
+        with(b"\xff\x00", ""),
+        with(b"", ""),
+    ];
+    rig.append_all(&readings);
+    let mut values = Vec::new();
+    let told = rig.outbox.look().export(&Wanted::default(), &mut |line| {
+        if Line::read(line).unwrap().is_none() {
+            values.push(line[line.find("\"value").unwrap()..].to_owned());
+            let read: Value = serde_json::from_str(line).unwrap();
+            let ce_id = format!("gw-1/{}/{}", rig.outbox.identity().incarnation.epoch(), values.len());
+            assert_eq!(read["ce_id"], ce_id);
+        }
+        Ok(())
+    });
+    assert_eq!(told.unwrap().readings, 6);
+    let wanted = [
+        "\"value\":{\"a\": 1.50,  \"b\": 12345678901234567890}}",
+        "\"value\":\"21.5\"}",
+        "\"value\":21.5}",
+        "\"value\":\"{broken\"}",
+        "\"value_base64\":\"/wA=\"}",
+        "\"value\":\"\"}",
+    ];
+    assert_eq!(values, wanted);
+    rig.close();
+}
+
+#[test]
+fn looking_beside_the_drain_disturbs_neither() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut with_retain = small();
+    with_retain.config.retain = ByteSize::mib(32);
+    let mut rig = Rig::open_with(dir.path(), with_retain);
+    let wanted: Vec<_> = (1..=6000).map(reading).collect();
+    rig.append_all(&wanted[..2000]);
+    let outbox = rig.outbox.clone();
+    let drain = std::thread::Builder::new().spawn(move || {
+        let (mut reader, mut at, mut got) = (outbox.reader(), 0, Vec::new());
+        while at < 6000 {
+            outbox.wait_durable(Sequence(at), Instant::now() + Duration::from_secs(20));
+            let batch = reader.batch_after(Sequence(at), Budget { records_max: 500, bytes_max: 1 << 20 }).unwrap();
+            for item in batch.items {
+                at = item.last().0;
+                got.extend(tests_of_outbox::readings(&[item]));
+            }
+            trim(&outbox, at);
+        }
+        got
+    });
+    let drain = drain.unwrap();
+    let outbox = rig.outbox.clone();
+    let looks = std::thread::Builder::new().spawn(move || {
+        let (mut most, mut rounds) = (0, 0);
+        while most < 6000 {
+            let (lines, exported) = export(&mut outbox.look(), &everything());
+            assert_eq!(exported.missing, exported.delivered, "{:?}", lines.gaps);
+            for (sequence, value) in &lines.readings {
+                assert!(*value == reading(*sequence).value, "{sequence}");
+            }
+            most = lines.readings.keys().next_back().copied().unwrap_or(0);
+            let (found, verified) = findings(&mut outbox.look());
+            assert!(found.is_empty() && verified.damage == 0, "{found:?}");
+            rounds += 1;
+        }
+        rounds
+    });
+    for part in wanted[2000..].chunks(500) {
+        rig.append_all(part);
+    }
+    assert!(drain.join().unwrap() == wanted);
+    assert!(looks.unwrap().join().unwrap() >= 1);
+    assert_eq!(rig.outbox.status().damaged, 0);
+    let inspection = rig.outbox.look().inspect().unwrap();
+    assert_eq!((inspection.committed, inspection.durable), (6000, 6000));
+    rig.close();
+}
+
+#[test]
+fn who_looks_and_stops_taking_holds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), small());
+    rig.append_all(&(1..=4500).map(reading).collect::<Vec<_>>());
+    let first = databases(dir.path())[0].clone();
+    let outbox = rig.outbox.clone();
+    let mut hung = false;
+    let mut look = rig.outbox.look();
+    let mut lines = Lines::default();
+    let exported = look.export(&everything(), &mut |line| {
+        // The first reading arrives; then nothing is taken until everything is delivered and gone.
+        if !hung && Line::read(line).unwrap().is_none() {
+            hung = true;
+            trim(&outbox, 4500);
+            wait_until("the generation is removed under the export", || !first.exists());
+        }
+        lines.take(line);
+        Ok(())
+    });
+    let exported = exported.unwrap();
+    let told: u64 = lines.gaps.iter().map(|(from, to, _)| to - from + 1).sum();
+    assert_eq!(lines.readings.len() as u64 + told, 4500, "everything is accounted for: {:?}", lines.gaps);
+    assert!(lines.gaps.iter().all(|(.., reason)| reason == "delivered"), "{:?}", lines.gaps);
+    assert_eq!(exported.missing, exported.delivered);
+    for (sequence, value) in &lines.readings {
+        assert!(*value == reading(*sequence).value);
+    }
+    assert_eq!(rig.outbox.status().damaged, 0);
+    rig.close();
+}
+
+#[test]
+fn retained_readings_keep_their_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut with_retain = small();
+    with_retain.config.retain = ByteSize::mib(32);
+    let mut rig = Rig::open_with(dir.path(), with_retain.clone());
+    rig.append_all(&(1..=3000).map(reading).collect::<Vec<_>>());
+    let epoch = rig.outbox.identity().incarnation.epoch();
+    trim(&rig.outbox, 3000);
+    rig.outbox.sync_position().unwrap();
+    rig.close();
+    // A start that forgets the segments of what is delivered, and begins another.
+    let mut rig = Rig::open_with(dir.path(), with_retain);
+    rig.append_all(&(3001..=6000).map(reading).collect::<Vec<_>>());
+    trim(&rig.outbox, 6000);
+    rig.outbox.sync_position().unwrap();
+    let mut count = 0;
+    rig.outbox
+        .look()
+        .export(&everything(), &mut |line| {
+            if Line::read(line).unwrap().is_none() {
+                count += 1;
+                let read: Value = serde_json::from_str(line).unwrap();
+                assert_eq!(read["ce_id"], format!("gw-1/{epoch}/{}", read["sequence"]));
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(count, 6000);
+    let inspection = rig.outbox.look().inspect().unwrap();
+    assert!(inspection.retained_bytes > 0 && inspection.waiting == 0);
+    rig.close();
+}
+
+#[test]
+fn dropped_ranges_are_told_with_their_reason_by_daemon_and_by_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dropping = options(ByteSize::mib(16));
+    dropping.config.when_full = WhenFull::DropOldest;
+    let mut rig = Rig::open_with(dir.path(), dropping);
+    rig.outbox.protect(Sequence(1), Sequence(0));
+    rig.append_all(&(1..=2500).map(|n| reading_of(n, 6000, true)).collect::<Vec<_>>());
+    rig.outbox.sync_position().unwrap();
+    let (live, _) = export(&mut rig.outbox.look(), &Wanted { exact: true, ..Wanted::default() });
+    let inspected = rig.outbox.look().inspect().unwrap();
+    rig.close();
+    let mut look = Look::at_files(dir.path(), None).unwrap();
+    let (files, exported) = export(&mut look, &Wanted { exact: true, ..Wanted::default() });
+    assert!(live == files);
+    assert_eq!(live.gaps.len(), 1);
+    assert_eq!((live.gaps[0].0, live.gaps[0].2.as_str()), (1, "drop_oldest"));
+    assert_eq!(exported.readings + exported.missing, 2500);
+    assert_eq!(inspected.notes.len(), 1);
+    assert_eq!((inspected.notes[0].from, inspected.notes[0].to), (1, live.gaps[0].1));
+    assert_eq!(look.inspect().unwrap().notes, inspected.notes);
+    // What is noted is no damage.
+    assert_eq!(findings(&mut look).1.damage, 0);
+}
+
+#[test]
+fn verify_names_every_kind_of_damage_and_changes_nothing() {
+    let whole = tempfile::tempdir().unwrap();
+    filled(whole.path(), 4500);
+    let generations: Vec<_> =
+        databases(whole.path()).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    let hurt = |what: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        let copied = std::process::Command::new("cp").arg("-a").arg(whole.path().join(".")).arg(dir.path()).status();
+        assert!(copied.unwrap().success());
+        what(&dir.path().join("outbox"));
+        let before = tree(dir.path());
+        let mut look = Look::at_files(dir.path(), None).unwrap();
+        let (found, verified) = findings(&mut look);
+        assert!(tree(dir.path()) == before, "something changed");
+        let damage = found.iter().filter(|finding| finding.level == Level::Damage).count();
+        assert_eq!(damage as u64, verified.damage);
+        found
+    };
+    let names = |found: &[Finding], level: Level| {
+        found.iter().filter(|one| one.level == level).map(|one| one.file.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(hurt(&|_| {}), []);
+    let (first, second) = (&generations[0], &generations[1]);
+    let newest = generations.last().unwrap();
+
+    let found = hurt(&|outbox| fs::remove_dir_all(outbox.join(second)).unwrap());
+    assert_eq!(names(&found, Level::Damage), [generations[2].clone()], "{found:?}");
+    assert!(found.iter().any(|one| one.from.is_some() && one.what.contains("no note says why")), "{found:?}");
+
+    for slots in ["pos", "state"] {
+        let found = hurt(&|outbox| {
+            let file = fs::OpenOptions::new().write(true).open(outbox.join(slots)).unwrap();
+            file.write_all_at(b"xxxx", 20).unwrap();
+            file.write_all_at(b"xxxx", 4096 + 20).unwrap();
+        });
+        assert!(names(&found, Level::Damage).contains(&slots.to_owned()), "{slots}: {found:?}");
+        let found = hurt(&|outbox| {
+            let file = fs::OpenOptions::new().write(true).open(outbox.join(slots)).unwrap();
+            file.write_all_at(b"xxxx", 20).unwrap();
+        });
+        assert_eq!(names(&found, Level::Damage), Vec::<String>::new(), "{found:?}");
+    }
+    let found = hurt(&|outbox| fs::remove_file(outbox.join(format!("{first}.ok"))).unwrap());
+    assert_eq!(names(&found, Level::Remark), [format!("{first}.ok")], "{found:?}");
+    let found = hurt(&|outbox| fs::write(outbox.join(format!("{first}.end")), "torn").unwrap());
+    assert_eq!(names(&found, Level::Remark), [format!("{first}.end")], "{found:?}");
+    let found = hurt(&|outbox| {
+        let path = outbox.join(format!("{first}.end"));
+        let mut summary = summary::Summary::read(&path).unwrap();
+        *summary.sources.get_mut("plant").unwrap() += 1;
+        summary.write(&path).unwrap();
+    });
+    assert_eq!(names(&found, Level::Remark), [format!("{first}.end")], "{found:?}");
+
+    // The file of a generation, hurt in the middle and at its end.
+    for name in [first, second, newest] {
+        let found = hurt(&|outbox| {
+            let path = outbox.join(name).join("db");
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            let len = file.metadata().unwrap().len();
+            file.write_all_at(&[0x5a; 700_000], len / 4).unwrap();
+        });
+        assert!(!names(&found, Level::Damage).is_empty(), "{name} {found:?}");
+    }
+    let found = hurt(&|outbox| {
+        let directory = directory::Directory::new(outbox.to_owned());
+        fs::remove_dir_all(directory.path().join(newest)).unwrap();
+    });
+    assert!(names(&found, Level::Damage).contains(&"pos".to_owned()), "what was acknowledged is missing: {found:?}");
+}
+
+#[test]
+fn a_block_that_is_not_what_it_says_is_named_with_its_range() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 300);
+    let id = directory::Directory::new(dir.path().join("outbox")).list().unwrap()[0].id;
+    // Made again through the store with one block that is not whole, so that the store itself sees no damage.
+    let directory = directory::Directory::new(dir.path().join("outbox"));
+    let open = || generation::Generation::open(&directory, id, generation::SEGMENT_BYTES[0]).unwrap();
+    let store = open();
+    let mut blocks: Vec<(u64, Vec<u8>)> = Vec::new();
+    while let Some((key, block)) = store.block_from(blocks.last().map_or(0, |(key, _)| key + 1)).unwrap() {
+        blocks.push((key, block.to_vec()));
+    }
+    store.close();
+    fs::remove_dir_all(directory.generation(id)).unwrap();
+    let hurt = blocks.len() / 2;
+    let head = block::check(&blocks[hurt].1).unwrap();
+    blocks[hurt].1[60] ^= 1;
+    let store = open();
+    for (key, block) in &blocks {
+        store.insert(*key, block).unwrap();
+        store.sync().unwrap();
+    }
+    store.close();
+    let mut look = Look::at_files(dir.path(), None).unwrap();
+    let (found, _) = findings(&mut look);
+    let flaw = found.iter().find(|one| one.what.contains("checksum")).unwrap();
+    assert_eq!((flaw.from, flaw.to), (Some(head.first_sequence), Some(head.end_sequence() - 1)), "{found:?}");
+    // An export tells the same range as a gap, and gives the rest.
+    let (lines, _) = export(&mut look, &everything());
+    let missing: u64 = lines.gaps.iter().map(|(from, to, _)| to - from + 1).sum();
+    assert!(missing >= u64::from(head.sequences));
+    assert_eq!(lines.readings.len() as u64 + missing, 300);
+    assert!(lines.gaps.iter().all(|gap| gap.2 == "damage"), "{:?}", lines.gaps);
+}
+
+/// Sequences of the blocks of a generation, with the offsets at which each stands whole in its file.
+fn blocks_and_places(database: &Path) -> Vec<(u64, u64, Vec<usize>)> {
+    let id = directory::GenerationId::parse(database.file_name().unwrap().to_str().unwrap()).unwrap();
+    let directory = directory::Directory::new(database.parent().unwrap().to_owned());
+    let bytes = fs::read(database.join("db")).unwrap();
+    let store = generation::Generation::open(&directory, id, generation::SEGMENT_BYTES[0]).unwrap();
+    let mut at = 0;
+    let mut found = Vec::new();
+    while let Some((key, block)) = store.block_from(at).unwrap() {
+        at = key + 1;
+        let head = block::check(&block).unwrap();
+        let places = memchr::memmem::find_iter(&bytes, &*block).collect();
+        found.push((head.first_sequence, head.end_sequence(), places));
+    }
+    store.close();
+    found
+}
+
+#[test]
+fn salvage_gets_back_every_reading_whose_blocks_are_whole_and_nothing_else() {
+    let seed: u64 = std::env::var("TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
+    println!("TEST_SEED={seed}");
+    let mut state = seed | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let wanted = filled(whole.path(), 1500);
+    let database = databases(whole.path())[0].clone();
+    let name = database.file_name().unwrap().to_owned();
+    let original = fs::read(database.join("db")).unwrap();
+    let blocks = blocks_and_places(&database);
+    let last = blocks.last().unwrap().1 - 1;
+    let all: BTreeMap<_, _> = values(&wanted).into_iter().filter(|(sequence, _)| *sequence <= last).collect();
+
+    for round in 0..18 {
+        let mut bytes = original.clone();
+        let len = bytes.len();
+        let what = match round % 3 {
+            0 => {
+                let cut = len / 8 + random() as usize % (len * 7 / 8);
+                bytes.truncate(cut);
+                format!("cut at {cut}")
+            }
+            1 => {
+                let flips: Vec<_> = (0..1 + random() % 40).map(|_| random() as usize % len).collect();
+                flips.iter().for_each(|at| bytes[*at] ^= 1 << (at % 8));
+                format!("flipped at {flips:?}")
+            }
+            _ => {
+                let (from, count) = (random() as usize % len, 1 + random() as usize % (len / 3));
+                let to = (from + count).min(len);
+                bytes[from..to].fill(0);
+                format!("zeroed {from}..{to}")
+            }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = dir.path().join("damaged").join(&name);
+        fs::create_dir_all(&damaged).unwrap();
+        for entry in fs::read_dir(&database).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() && entry.file_name() != "db" {
+                fs::copy(entry.path(), damaged.join(entry.file_name())).unwrap();
+            }
+        }
+        fs::write(damaged.join("db"), &bytes).unwrap();
+        let before = tree(dir.path());
+        let (lines, told) = salvaged(&dir.path().join("damaged"));
+        assert!(tree(dir.path()) == before, "something changed: {what}");
+        for (sequence, value) in &lines.readings {
+            assert!(all.get(sequence) == Some(value), "garbage at {sequence}: {what}");
+        }
+        // Blocks of which one copy in the file is as it was. A split reading needs all of its blocks.
+        let stands = |at: &usize, len: usize| bytes.get(*at..at + len) == Some(&original[*at..at + len]);
+        let mut torn_before = false;
+        for (first, end, places) in &blocks {
+            let len = block_len(&original, places);
+            let intact = places.iter().any(|at| stands(at, len));
+            if intact && !torn_before {
+                for sequence in *first..*end {
+                    assert!(
+                        lines.readings.contains_key(&sequence),
+                        "{sequence} of {first}..{end} is lost: {what} {told:?}"
+                    );
+                }
+            }
+            // Parts of a split reading come before its sequence counts.
+            torn_before = if intact { torn_before && first == end } else { true };
+        }
+        assert_eq!(told.readings, lines.readings.len() as u64);
+        if let (Some((low, _)), Some((high, _))) = (lines.readings.first_key_value(), lines.readings.last_key_value()) {
+            let missing: u64 = lines.gaps.iter().map(|(from, to, _)| to - from + 1).sum();
+            assert_eq!(lines.readings.len() as u64 + missing, high - low + 1, "{what}");
+        }
+    }
+    // Without any damage everything comes from the database; a whole state directory is taken as well.
+    let (lines, told) = salvaged(whole.path());
+    assert!(lines.readings == values(&wanted));
+    assert!(told.missing.is_empty() && told.generations.iter().all(|one| one.from_bytes == 0), "{told:?}");
+}
+
+/// Length of the block at the first of these places.
+fn block_len(file: &[u8], places: &[usize]) -> usize {
+    let at = places[0];
+    let mut decoder = block::Decoder::default();
+    (block::HEAD_BYTES..20_000).find(|len| decoder.decode(&file[at..at + len]).is_ok()).unwrap()
+}
+
+#[test]
+fn a_lost_snapshot_and_a_file_without_any_store_are_salvaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 1200);
+    // Opened once more, so that the store leaves a snapshot.
+    Rig::open_with(dir.path(), small()).close();
+    let database = databases(dir.path())[0].clone();
+    let snapshots = || {
+        fs::read_dir(&database)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap."))
+    };
+    assert!(snapshots().count() > 0);
+    for path in snapshots() {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        fs::write(path, bytes).unwrap();
+    }
+    let (lines, told) = salvaged(&database);
+    let last = *lines.readings.keys().next_back().unwrap();
+    assert!(lines.readings == values(&wanted[..last as usize]));
+    assert!(told.generations[0].fault.is_some() && told.generations[0].from_log > 0, "{told:?}");
+
+    // Only the log, under any name.
+    let other = dir.path().join("found");
+    fs::create_dir(&other).unwrap();
+    fs::copy(database.join("db"), other.join("db")).unwrap();
+    let (lines, _) = salvaged(&other);
+    assert!(lines.readings == values(&wanted[..last as usize]));
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_read_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 50);
+    let mut all = vec![dir.path().to_owned()];
+    all.extend(tree(dir.path()).into_keys());
+    let modes: Vec<_> = all.iter().map(|path| (path.clone(), fs::metadata(path).unwrap().permissions())).collect();
+    for path in &all {
+        let mode = if path.is_dir() { 0o500 } else { 0o400 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut look = Look::at_files(dir.path(), None).unwrap();
+    assert_eq!(export(&mut look, &everything()).1.readings, 50);
+    assert_eq!(findings(&mut look).1.damage, 0);
+    for (path, mode) in modes {
+        fs::set_permissions(path, mode).unwrap();
+    }
+}

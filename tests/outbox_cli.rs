@@ -1,0 +1,525 @@
+//! `fieldpost outbox inspect | verify | export | salvage` as their users see them: with the real program, on files and beside
+//! a running daemon that appends.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fieldpost::config;
+use fieldpost::metrics::Metrics;
+use fieldpost::outbox::{Answer, Appender, Arrival, OpenOptions, Outbox, Receipt};
+use fieldpost::record::{Flags, Kind, Reading, ReceiptTime};
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// How long anything may take. Nothing depends on it but how long a failure takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A state directory with a configuration that names it.
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+struct Run {
+    code: Option<i32>,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl Run {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.out).unwrap()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.out).unwrap_or_else(|error| panic!("{error}: {} {}", self.text(), self.err))
+    }
+
+    /// Readings and gaps of an export.
+    fn lines(&self) -> (Vec<Value>, Vec<Value>) {
+        let lines = self.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.partition(|line| line.get("gap").is_none())
+    }
+}
+
+fn reading(n: u64, bytes: usize) -> Reading {
+    let filler: String =
+        (0..bytes).map(|at| char::from(b'a' + ((n * 31 + at as u64 * at as u64) % 26) as u8)).collect();
+    Reading {
+        topic: "telemetry".into(),
+        device: format!("line-{}", n % 3).into(),
+        kind: Kind::Reading,
+        flags: Flags::default(),
+        received: ReceiptTime { wall_ns: 1_700_000_000_000_000_000 + n as i64 * 1_000_000_000, mono_ns: n },
+        device_time_ns: None,
+        content_type: "application/json".into(),
+        quality: "".into(),
+        mqtt: None,
+        replay_of: "".into(),
+        value: Bytes::from(format!("{{\"n\":{n},\"text\":\"{filler}\"}}")),
+    }
+}
+
+/// An outbox that this test has open.
+struct Filler {
+    outbox: Outbox,
+    appender: Appender,
+    answers: UnboundedReceiver<Answer>,
+    next: u64,
+}
+
+impl Filler {
+    fn append(&mut self, count: u64, bytes: usize) {
+        for _ in 0..count {
+            let held = self.outbox.held().try_acquire(1).unwrap();
+            let readings = vec![reading(self.next, bytes)];
+            self.appender.submit(vec![Arrival { readings, packet: None, receipt: Receipt(self.next), held }]);
+            self.next += 1;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut done = 0;
+        while done < count {
+            match self.answers.try_recv() {
+                Ok(answer) => done += answer.done.len() as u64,
+                Err(_) => {
+                    assert!(Instant::now() < deadline);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(extra: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // Port 1 of loopback: nobody listens there.
+        let text = format!(
+            "[agent]\nid = \"gw-1\"\nstate_dir = \"state\"\n[http]\nlisten = \"off\"\n[outbox]\nmax_bytes = \"64MiB\"\n\
+             free_space_floor = \"0B\"\n[delivery.kafka]\nbootstrap_servers = [\"127.0.0.1:1\"]\n{extra}"
+        );
+        std::fs::write(directory.path().join("f.toml"), text).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn open(&self) -> Filler {
+        let config = config::Outbox {
+            max_bytes: config::ByteSize::mib(64),
+            free_space_floor: config::ByteSize(0),
+            ..config::Outbox::default()
+        };
+        let metrics = Metrics::new().outbox.clone();
+        let options = OpenOptions { config, agent_id: "gw-1".to_owned(), metrics };
+        let outbox = Outbox::open(&self.path("state"), options).unwrap();
+        let (appender, answers) = outbox.appender(&"plant".into());
+        let next = outbox.positions().durable.0 + 1;
+        Filler { outbox, appender, answers, next }
+    }
+
+    /// Appends `count` readings and closes.
+    fn fill(&self, count: u64, bytes: usize) {
+        let mut filler = self.open();
+        filler.append(count, bytes);
+        filler.outbox.sync_position().unwrap();
+        filler.outbox.close(PATIENCE);
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fieldpost"));
+        command.current_dir(self.directory.path()).args(arguments);
+        for (name, _) in std::env::vars() {
+            if name.starts_with("FIELDPOST_") || name.ends_with("_DIRECTORY") || name == "JOURNAL_STREAM" {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let output = self.command(arguments).args(["--config", "f.toml"]).output().unwrap();
+        Run { code: output.status.code(), out: output.stdout, err: String::from_utf8(output.stderr).unwrap() }
+    }
+
+    fn daemon(&self) -> Daemon {
+        let log = std::fs::File::create(self.path("log")).unwrap();
+        let process = self.command(&["run", "--config", "f.toml"]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let daemon = Daemon(process);
+        let told = || std::fs::read_to_string(self.path("log")).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !told().contains("ready: ") {
+            assert!(Instant::now() < deadline, "{}", told());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        daemon
+    }
+}
+
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Every file below a directory with what is in it. Sockets have nothing in them.
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![dir.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                directories.push(entry.path());
+            }
+            found.insert(entry.path(), if kind.is_file() { std::fs::read(entry.path()).unwrap() } else { Vec::new() });
+        }
+    }
+    found
+}
+
+#[test]
+fn without_a_daemon_files_are_read_and_left_as_they_are() {
+    let place = Place::new();
+    place.fill(3000, 1500);
+    let before = tree(&place.path("state"));
+
+    let run = place.run(&["outbox", "inspect"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    for text in ["agent         gw-1", "committed 0, durable 3000, next 3001", "not running", "plant", "format "] {
+        assert!(run.text().contains(text), "{text:?} is not in\n{}", run.text());
+    }
+    let inspection = place.run(&["outbox", "inspect", "--json"]).json();
+    assert_eq!(inspection["waiting"], 3000);
+    assert_eq!(inspection["running"], Value::Null);
+
+    let run = place.run(&["outbox", "verify"]);
+    assert_eq!(run.code, Some(0), "{}{}", run.text(), run.err);
+    assert!(run.text().starts_with("good: ") && run.text().contains(" 3000 readings checked: nothing is wrong"));
+
+    let run = place.run(&["outbox", "export"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.starts_with("3000 readings, "), "{}", run.err);
+    let (readings, gaps) = run.lines();
+    assert_eq!((readings.len(), gaps.len()), (3000, 0));
+    for (line, n) in readings.iter().zip(1..) {
+        assert_eq!(line["sequence"], n);
+        assert_eq!(line["value"]["n"], n);
+    }
+    assert!(tree(&place.path("state")) == before, "something changed");
+}
+
+#[test]
+fn a_read_only_file_system_is_no_obstacle() {
+    let place = Place::new();
+    place.fill(100, 100);
+    // A mount namespace of its own: gone with the command.
+    let script = "mount --bind state state && mount -o remount,bind,ro state && ! touch state/x 2>/dev/null && \
+                  \"$0\" outbox export --config f.toml && \"$0\" outbox verify --config f.toml >&2";
+    let mut command = place.command(&[]);
+    command = {
+        let mut shell = Command::new("unshare");
+        let user = if rustix::process::geteuid().is_root() { "--mount" } else { "-rm" };
+        shell.current_dir(command.get_current_dir().unwrap()).args([user, "sh", "-c", script]);
+        shell.arg(env!("CARGO_BIN_EXE_fieldpost"));
+        shell
+    };
+    let output = command.output().expect("unshare is in util-linux");
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{err}");
+    assert_eq!(output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), 100);
+    assert!(err.contains("good: "), "{err}");
+}
+
+#[test]
+fn a_copy_from_elsewhere_needs_no_configuration() {
+    let place = Place::new();
+    place.fill(20, 10);
+    let other = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(place.path("state")).arg(other.path().join("copy")).status();
+    assert!(copied.unwrap().success());
+    let run = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.current_dir(other.path()).args(["--state-dir", "copy"]).output().unwrap()
+    };
+    assert_eq!(run(&["outbox", "verify"]).status.code(), Some(0));
+    let output = run(&["outbox", "export", "--from", "5", "--to", "7"]);
+    assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 3);
+    let output = place.command(&["outbox", "inspect", "--state-dir", "nowhere"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(74));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("there is no outbox in nowhere"));
+}
+
+#[test]
+fn an_export_goes_to_a_file_that_has_its_name_only_when_it_is_whole() {
+    let place = Place::new();
+    place.fill(50, 10);
+    let out = place.path("out.jsonl");
+    let run = place.run(&["outbox", "export", "--output", "out.jsonl"]);
+    assert_eq!((run.code, run.text()), (Some(0), ""), "{}", run.err);
+    let first = std::fs::read(&out).unwrap();
+    assert_eq!(first.iter().filter(|byte| **byte == b'\n').count(), 50);
+    assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!place.path("out.jsonl.partial").exists());
+
+    let run = place.run(&["outbox", "export", "--to", "3", "--output", "out.jsonl"]);
+    assert_eq!(run.code, Some(74));
+    assert!(run.err.contains("out.jsonl is there already: --force overwrites it"), "{}", run.err);
+    assert!(std::fs::read(&out).unwrap() == first, "it was not touched");
+    let run = place.run(&["outbox", "export", "--to", "3", "--output", "out.jsonl", "--force"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(std::fs::read(&out).unwrap().iter().filter(|byte| **byte == b'\n').count(), 3);
+
+    let run = place.run(&["outbox", "export", "--output", "no/such/directory/x"]);
+    assert_eq!(run.code, Some(74));
+    let run = place.run(&["outbox", "export", "--from", "9", "--to", "3"]);
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    let run = place.run(&["outbox", "export", "--since", "yesterday"]);
+    assert_eq!(run.code, Some(2), "{}", run.err);
+}
+
+#[test]
+fn values_come_alone_with_a_newline_or_a_length() {
+    let place = Place::new();
+    place.fill(5, 30);
+    let values: Vec<_> = (1..=5).map(|n| reading(n, 30).value).collect();
+    let run = place.run(&["outbox", "export", "--format", "raw"]);
+    let lines: Vec<_> = values.iter().flat_map(|value| [&value[..], b"\n"].concat()).collect();
+    assert!(run.out == lines, "{}", run.text());
+    let run = place.run(&["outbox", "export", "--format", "frames"]);
+    let frames: Vec<_> =
+        values.iter().flat_map(|value| [&(value.len() as u32).to_be_bytes()[..], &value[..]].concat()).collect();
+    assert!(run.out == frames);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    let place = Place::new();
+    place.fill(3000, 1500);
+    for daemon in [false, true] {
+        let _daemon = daemon.then(|| place.daemon());
+        let mut command = place.command(&["outbox", "export", "--config", "f.toml"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::with_capacity(100, child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("{\"sequence\":1,"));
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn beside_a_running_daemon_the_daemon_answers() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let place = Place::new();
+    let text = std::fs::read_to_string(place.path("f.toml")).unwrap();
+    std::fs::write(place.path("f.toml"), text.replace("\"off\"", &format!("\"127.0.0.1:{port}\""))).unwrap();
+    place.fill(3000, 1500);
+    let daemon = place.daemon();
+
+    let inspection = place.run(&["outbox", "inspect", "--json"]).json();
+    assert_eq!(inspection["running"], daemon.0.id());
+    assert_eq!((&inspection["durable"], &inspection["waiting"]), (&3000.into(), &3000.into()));
+    assert_eq!(inspection["sources"]["plant"]["readings"], 3000);
+    let run = place.run(&["outbox", "inspect"]);
+    assert!(run.text().contains(&format!("pid {}", daemon.0.id())) && run.text().contains("in use"), "{}", run.text());
+
+    let run = place.run(&["outbox", "verify", "--json"]);
+    assert_eq!(run.code, Some(0), "{}{}", run.text(), run.err);
+    let verified = run.json();
+    assert_eq!((&verified["result"], &verified["readings"]), (&"good".into(), &3000.into()));
+
+    let run = place.run(&["outbox", "export", "--source", "plant", "--from", "10", "--to", "2000"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let (readings, gaps) = run.lines();
+    assert_eq!((readings.len(), gaps.len()), (1991, 0));
+    assert_eq!(readings[0]["value"]["n"], 10);
+    let raw = place.run(&["outbox", "export", "--format", "raw", "--to", "1"]);
+    assert!(raw.out == [&reading(1, 1500).value[..], b"\n"].concat());
+
+    // Readings are not for everybody who reaches the port.
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET /outbox/export HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 404 "), "{answer}");
+    // What makes no sense is said.
+    let mut stream = UnixStream::connect(place.path("state/control.sock")).unwrap();
+    write!(stream, "GET /outbox/export?form=1 HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 400 ") && answer.contains("unknown parameter form"), "{answer}");
+}
+
+#[test]
+fn those_who_read_at_once_are_bounded_and_a_hung_one_disturbs_nobody() {
+    let place = Place::new();
+    place.fill(6000, 1500);
+    let mut daemon = place.daemon();
+    let hang = || {
+        let mut stream = UnixStream::connect(place.path("state/control.sock")).unwrap();
+        write!(stream, "GET /outbox/export HTTP/1.0\r\n\r\n").unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.0 200");
+        stream
+    };
+    let one = hang();
+    let run = place.run(&["outbox", "verify"]);
+    assert_eq!(run.code, Some(0), "there is room for a second one: {}{}", run.text(), run.err);
+    let two = hang();
+    let run = place.run(&["outbox", "inspect"]);
+    assert_eq!(run.code, Some(75), "{}", run.err);
+    assert!(run.err.contains("2 others are looking into the outbox"), "{}", run.err);
+    assert_eq!(place.run(&["status"]).code, Some(0));
+    drop(one);
+    let deadline = Instant::now() + PATIENCE;
+    while place.run(&["outbox", "inspect"]).code != Some(0) {
+        assert!(Instant::now() < deadline);
+    }
+    // The one that still hangs does not keep the daemon from stopping in order.
+    assert!(Command::new("kill").args(["-TERM", &daemon.0.id().to_string()]).status().unwrap().success());
+    assert_eq!(daemon.0.wait().unwrap().code(), Some(0));
+    assert!(std::fs::read_to_string(place.path("log")).unwrap().trim_end().ends_with("stopped"));
+    drop(two);
+    assert_eq!(place.run(&["outbox", "verify"]).code, Some(0));
+}
+
+#[test]
+fn what_a_daemon_takes_while_it_is_read_is_read_whole_the_next_time() {
+    // A daemon in this process: what matters is the one beside it that asks. Files must not be read under it.
+    let place = Place::new();
+    let mut filler = place.open();
+    filler.append(10, 10);
+    let run = place.run(&["outbox", "export"]);
+    assert_eq!(run.code, Some(69), "{}", run.err);
+    let pid = std::process::id();
+    assert!(run.err.contains(&format!("a daemon (pid {pid}) uses state")), "{}", run.err);
+    assert!(run.err.contains("does not answer at its control socket"), "{}", run.err);
+    assert_eq!(run.text(), "");
+    filler.outbox.close(PATIENCE);
+    assert_eq!(place.run(&["outbox", "export"]).lines().0.len(), 10);
+}
+
+#[test]
+fn a_user_without_rights_is_told_what_to_do() {
+    if !rustix::process::geteuid().is_root() {
+        panic!("this test plays another user: run it as root");
+    }
+    let place = Place::new();
+    place.fill(10, 10);
+    // Anybody may go to the directory and read the configuration, but the state is the daemon's.
+    std::fs::set_permissions(place.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = place.path("fieldpost");
+    std::fs::copy(env!("CARGO_BIN_EXE_fieldpost"), &program).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.current_dir(place.directory.path()).args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        let output = command.arg(&program).args(arguments).args(["--config", "f.toml"]).output();
+        let output = output.expect("setpriv is in util-linux");
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(place.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("state", 0o750);
+    let (code, err) = as_nobody(&["outbox", "export"]);
+    assert_eq!(code, Some(74), "{err}");
+    assert!(err.contains("this user may not look into state") && err.contains("Run this as root"), "{err}");
+
+    let _daemon = place.daemon();
+    mode("state", 0o755);
+    mode("state/lock", 0o644);
+    let (code, err) = as_nobody(&["outbox", "export"]);
+    assert_eq!(code, Some(69), "{err}");
+    assert!(err.contains("control.sock: this user may not open it: run this as root or as a member of its group"));
+}
+
+#[test]
+fn damage_has_an_exit_code_and_salvage_gets_the_rest() {
+    let place = Place::new();
+    place.fill(3000, 1500);
+    let mut databases: Vec<_> = std::fs::read_dir(place.path("state/outbox"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("db").exists())
+        .collect();
+    databases.sort();
+    let path = databases[0].join("db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4_000].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let before = tree(&place.path("state"));
+
+    let run = place.run(&["outbox", "verify"]);
+    assert_eq!(run.code, Some(1), "{}{}", run.text(), run.err);
+    let name = databases[0].file_name().unwrap().to_str().unwrap();
+    assert!(run.text().contains(&format!("damage  {name}, sequences ")), "{}", run.text());
+    assert!(run.text().lines().last().unwrap().starts_with("damaged: "), "{}", run.text());
+    assert!(!run.err.contains("panicked"), "{}", run.err);
+    let run = place.run(&["outbox", "verify", "--json"]);
+    assert_eq!((run.code, &run.json()["result"]), (Some(1), &"damaged".into()));
+
+    let salvage = |arguments: &[&str]| {
+        let output = place.command(&["outbox", "salvage"]).args(arguments).output().unwrap();
+        Run { code: output.status.code(), out: output.stdout, err: String::from_utf8(output.stderr).unwrap() }
+    };
+    let run = salvage(&["state", "--output", "back.jsonl", "--json"]);
+    let told = run.json();
+    assert!(!run.err.contains("panicked"), "{}", run.err);
+    let text = std::fs::read_to_string(place.path("back.jsonl")).unwrap();
+    let mut seen = 0;
+    for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        if line.get("gap").is_none() {
+            seen += 1;
+            let n = line["sequence"].as_u64().unwrap();
+            assert_eq!(line["value"], serde_json::from_slice::<Value>(&reading(n, 1500).value).unwrap());
+        }
+    }
+    assert_eq!(told["readings"], seen);
+    let missing: u64 = told["missing"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|gap| gap["to"].as_u64().unwrap() - gap["from"].as_u64().unwrap() + 1)
+        .sum();
+    assert_eq!(seen + missing, 3000, "{told:#}");
+    assert!(seen > 2800, "only what stood in 4 kB is lost: {told:#}");
+    assert_eq!(run.code, Some(i32::from(missing > 0)));
+    assert!(tree(&place.path("state")) == before, "something changed");
+    let run = salvage(&["f.toml"]);
+    assert_eq!(run.code, Some(74), "{}", run.err);
+}
+
+#[test]
+fn help_teaches_with_examples() {
+    let place = Place::new();
+    for (name, example) in [
+        ("inspect", "fieldpost outbox inspect --json | jq .sources"),
+        ("verify", "fieldpost outbox verify --state-dir ./copy-of-gateway-7"),
+        ("export", "fieldpost outbox export --source plant --since 2h --output plant.jsonl"),
+        ("salvage", "fieldpost outbox salvage /var/lib/fieldpost/outbox/damaged --output recovered.jsonl"),
+    ] {
+        let output = place.command(&["outbox", name, "--help"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains(example), "{text}");
+    }
+}
