@@ -22,6 +22,8 @@ pub struct Found {
     pub absent: Vec<u64>,
     /// Acknowledged readings that were compared.
     pub checked: u64,
+    /// A generation could not be opened for want of room: nothing else is known.
+    pub no_room: bool,
 }
 
 /// What was read, in order.
@@ -107,7 +109,11 @@ impl Check<'_> {
             let batch = match reader.batch_after(Sequence(last), ALL) {
                 Ok(batch) => batch,
                 Err(error) => {
-                    self.fault(format!("reading after {last}: {error}"));
+                    // On a full disk a generation cannot be opened; delivery tries again later.
+                    self.found.no_room = error.to_string().contains("no space left");
+                    if !self.found.no_room {
+                        self.fault(format!("reading after {last}: {error}"));
+                    }
                     return false;
                 }
             };

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a failure may panic and tell")]
 
 mod campaign;
+mod chain;
 mod check;
 mod dice;
 mod journal;
@@ -39,9 +40,11 @@ fn main() -> ExitCode {
     let plan = Plan { seed: campaign::seed(), cuts, workloads, skip: Skip::Nothing, ranges: true, tells: true };
     let tally = campaign::run(&plan);
     println!(
-        "{} cuts of an opening, {} of a directory that was cut before; {} acknowledged readings compared; {:.0} s",
+        "{} cuts of an opening, {} of a session after a cut or kill, {} kills beside them, {} had no room to open; {} acknowledged readings compared; {:.0} s",
         tally.count(&tally.openings),
         tally.count(&tally.repeated),
+        tally.count(&tally.kills),
+        tally.count(&tally.no_room),
         tally.count(&tally.checked),
         began.elapsed().as_secs_f64()
     );

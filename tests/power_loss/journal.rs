@@ -119,6 +119,58 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// The first `end` records of this one, then all of `next`: a process that was killed there, and the one after it. What
+    /// the first had not synced is still not synced while the second runs. `names`: paths of this one's objects at `end`.
+    pub fn followed_by(&self, end: usize, names: &BTreeMap<String, Object>, next: &Self) -> Self {
+        let mut joined = Self { objects: self.objects.clone(), ops: self.ops[..end].to_vec() };
+        joined.objects.iter_mut().for_each(|known| known.events.retain(|at| *at < end));
+        let mut same: HashMap<Object, Object> = HashMap::from([(ROOT, ROOT)]);
+        let mut left = vec![(String::new(), ROOT)];
+        while let Some((path, directory)) = left.pop() {
+            for (name, object) in &next.objects[directory].names {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                same.insert(*object, names[&path]);
+                left.push((path, *object));
+            }
+        }
+        for (at, known) in next.objects.iter().enumerate() {
+            same.entry(at).or_insert_with(|| {
+                joined.objects.push(Known { is_directory: known.is_directory, ..Known::default() });
+                joined.objects.len() - 1
+            });
+        }
+        let first_id = self.ops.len() as u64;
+        for op in &next.ops {
+            let op = op.moved(&same, first_id);
+            if let Op::Write { object, .. } | Op::Truncate { object, .. } = &op {
+                joined.objects[*object].events.push(joined.ops.len());
+            }
+            joined.ops.push(op);
+        }
+        joined
+    }
+}
+
+impl Op {
+    /// The same record with other numbers for objects, and for syncs.
+    fn moved(&self, to: &HashMap<Object, Object>, first_id: u64) -> Self {
+        let mut op = self.clone();
+        match &mut op {
+            Self::Create { directory, object, .. } | Self::Link { directory, object, .. } => {
+                (*directory, *object) = (to[directory], to[object]);
+            }
+            Self::Rename { from, to: target } => (from.0, target.0) = (to[&from.0], to[&target.0]),
+            Self::Unlink { directory, .. } => *directory = to[directory],
+            Self::Write { object, .. } | Self::Truncate { object, .. } => *object = to[object],
+            Self::SyncBegins { object, id, .. } => (*object, *id) = (to[object], *id + first_id),
+            Self::SyncEnds { id, .. } => *id += first_id,
+            Self::Mark(_) => {}
+        }
+        op
+    }
+}
+
 impl Reader {
     fn object(&self, inode: u64) -> Result<Object, String> {
         self.by_inode.get(&inode).copied().ok_or_else(|| format!("a record names inode {inode}, which nobody made"))

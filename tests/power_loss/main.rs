@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failed test may panic and tell")]
 
 mod campaign;
+mod chain;
 mod check;
 mod dice;
 mod journal;

@@ -102,6 +102,12 @@ fn shim() -> &'static Path {
 /// Runs a session in `dir/state`. `Err`: it hung, died, or its recording cannot be believed.
 pub fn run(dir: &Path, run: &Run<'_>) -> Result<Recorded, String> {
     let path = |name: &str| dir.join(name);
+    // Nothing of an earlier session may be taken for what this one says.
+    for name in ["journal", "verdict.json", "marks"] {
+        if path(name).exists() {
+            std::fs::remove_file(path(name)).unwrap();
+        }
+    }
     let task = Task {
         workload: run.workload.name.to_owned(),
         directory: path("state"),
@@ -138,6 +144,9 @@ pub fn run(dir: &Path, run: &Run<'_>) -> Result<Recorded, String> {
     let ended = wait(&mut command);
     let log = tail(&path("log"));
     let status = ended.map_err(|what| format!("{what}\n{log}"))?;
+    if !status.success() {
+        return Err(format!("the process failed, {status}\n{log}"));
+    }
     let verdict = std::fs::read(path("verdict.json")).map_err(|_| format!("no verdict, {status}\n{log}"))?;
     let verdict: Verdict = serde_json::from_slice(&verdict).unwrap();
     let journal = Journal::read(&path("journal")).map_err(|error| format!("{error}\n{log}"))?;

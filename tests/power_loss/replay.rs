@@ -56,6 +56,8 @@ pub struct Replay<'a> {
     ranges: Vec<(Object, Range<u64>, usize)>,
 }
 
+/// Contents by path, `None` for a directory.
+pub type State = BTreeMap<String, Option<Vec<u8>>>;
 type Names = BTreeMap<Object, BTreeMap<String, Object>>;
 
 /// A change of one file.
@@ -96,7 +98,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Everything that was done, as if there had been no cut.
-    pub fn whole(&self) -> BTreeMap<String, Option<Vec<u8>>> {
+    pub fn whole(&self) -> State {
         let names = self.names(|_, _| true);
         self.tree(&names, |object| {
             let mut content = self.journal.objects[object].base.clone();
@@ -105,8 +107,18 @@ impl<'a> Replay<'a> {
         })
     }
 
+    /// What every path is, as if there had been no cut.
+    pub fn objects(&self) -> BTreeMap<String, Object> {
+        let mut found = BTreeMap::new();
+        let names = self.names(|_, _| true);
+        self.walk(&names, |path, object| {
+            found.insert(path, object);
+        });
+        found
+    }
+
     /// One of the states that a cut may leave: contents by path, `None` for a directory.
-    pub fn cut(&self, dice: &mut Dice) -> BTreeMap<String, Option<Vec<u8>>> {
+    pub fn cut(&self, dice: &mut Dice) -> State {
         let temper = TEMPERS[dice.below(TEMPERS.len() as u64) as usize];
         let mut for_names = dice.fork(1);
         let names = self.names(|_, _| for_names.percent(temper.names));
@@ -183,20 +195,26 @@ impl<'a> Replay<'a> {
         names
     }
 
-    fn tree(&self, names: &Names, mut content: impl FnMut(Object) -> Vec<u8>) -> BTreeMap<String, Option<Vec<u8>>> {
-        let mut found = BTreeMap::new();
+    /// Every path below the root and what it is.
+    fn walk(&self, names: &Names, mut visit: impl FnMut(String, Object)) {
         let mut left = vec![(String::new(), ROOT)];
         while let Some((path, directory)) = left.pop() {
             for (name, object) in &names[&directory] {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
                 if self.journal.objects[*object].is_directory {
-                    found.insert(path.clone(), None);
-                    left.push((path, *object));
-                } else {
-                    found.insert(path, Some(content(*object)));
+                    left.push((path.clone(), *object));
                 }
+                visit(path, *object);
             }
         }
+    }
+
+    fn tree(&self, names: &Names, mut content: impl FnMut(Object) -> Vec<u8>) -> State {
+        let mut found = BTreeMap::new();
+        self.walk(names, |path, object| {
+            let is_directory = self.journal.objects[object].is_directory;
+            found.insert(path, (!is_directory).then(|| content(object)));
+        });
         found
     }
 
@@ -337,7 +355,7 @@ fn choose_page(
 }
 
 /// Writes a state into an empty directory.
-pub fn write(state: &BTreeMap<String, Option<Vec<u8>>>, to: &Path) {
+pub fn write(state: &State, to: &Path) {
     for (path, content) in state {
         match content {
             None => std::fs::create_dir(to.join(path)).unwrap(),

@@ -105,6 +105,10 @@ fn run(task: &Task, mut marks: Marks, verdict: &mut Verdict) {
     if !verdict.faults.is_empty() {
         return;
     }
+    if found.no_room {
+        marks.say(Mark::NoRoom);
+        return;
+    }
     marks.say(Mark::Opened { incarnation: outbox.identity().incarnation.to_hex() });
     marks.say(Mark::Read { present: found.present, absent: found.absent });
     let (appender, answers) = outbox.appender(&"plant".into());
@@ -302,6 +306,11 @@ impl Session<'_> {
 
     fn release(&mut self, next: u64) {
         let Some(ids) = self.workload.packets.map(u64::from) else { return };
+        // At times the broker has lost the session, and with it all identifiers.
+        if self.dice.percent(10) {
+            self.marks.say(Mark::Releasing { arrivals: (next.saturating_sub(ids)..next).collect() });
+            return self.appender.control(Control::SessionCleared);
+        }
         let from = next.saturating_sub(self.dice.below(ids));
         // One that is open would come back as if it were new.
         let stored = |at: &u64| self.marks.expected.fates[*at as usize] == Fate::Stored;

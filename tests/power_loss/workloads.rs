@@ -157,7 +157,7 @@ pub fn all() -> Vec<Workload> {
             ..plain("retained-after-delivery")
         },
         Workload {
-            config: Outbox { free_space_floor: ByteSize::mib(2), ..config(16) },
+            config: Outbox { free_space_floor: ByteSize(0), ..config(16) },
             arrivals: 6000,
             later: 400,
             group_max: 40,
