@@ -355,7 +355,7 @@ impl Writer {
         m.full.set(i64::from(self.room.is_full()));
         m.failing.set(i64::from(view.state.starts_with("failing")));
         m.reserve_bytes.set(if self.room.has_reserve { self.sizes.reserve_bytes as i64 } else { 0 });
-        m.notes.set(self.memory.notes.iter().count() as i64);
+        m.notes.set(self.memory.notes.iter().filter(|note| note.to > committed).count() as i64);
     }
 }
 

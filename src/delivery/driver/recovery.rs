@@ -31,8 +31,13 @@ impl<S: Sink, F: Feed> Driver<S, F> {
             }
         }
         let visible = if resume.in_doubt { self.read_tails(&resume, &identity.known) } else { Ok(Visible::default()) };
-        self.protect_nothing();
-        let visible = visible?;
+        let visible = match visible {
+            Ok(visible) => visible,
+            Err(error) => {
+                self.protect_nothing();
+                return Err(error);
+            }
+        };
         for change in &resume.changes {
             self.change_identity(change.clone())?;
         }
@@ -44,6 +49,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
                 self.feed.trim_through(committed);
             }
         }
+        // Not before the outbox knows what is delivered: else a purge might give that up.
+        self.protect_nothing();
         self.report.set_alarm("identity", resume.alarm.clone());
         self.position = resume.after;
         self.visible = visible;
@@ -83,7 +90,8 @@ impl<S: Sink, F: Feed> Driver<S, F> {
     fn read_tails(&mut self, resume: &Resume, ours: &[Incarnation]) -> Result<Visible, SinkError> {
         let mut doubt = if resume.all_partitions { Doubt::SinceHints } else { Doubt::Suspects };
         let last = Sequence(resume.after.0.saturating_add(TRANSACTION_SEQUENCES_MAX));
-        self.feed.protect(resume.after.next(), last);
+        // From what the outbox counts as delivered: until it learns more, it could give up what Kafka has.
+        self.feed.protect(self.feed.positions().committed.min(resume.after).next(), last);
         let mut after = resume.after;
         while after < last {
             self.progress.beat();

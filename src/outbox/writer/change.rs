@@ -11,9 +11,9 @@ use super::super::note::Note;
 use super::super::purge::{PURGES_MAX, Purge, REASON};
 use super::super::recovery::note;
 use super::super::view::Listed;
-use super::Writer;
 use super::count::Count;
 use super::queue::Work;
+use super::{SYNC_STALL, Writer};
 
 /// Generations of one step, if what they hold is known without reading them.
 const STEP_GENERATIONS_MAX: usize = 16;
@@ -42,6 +42,7 @@ impl Writer {
     /// One step of a purge. Nothing may be under way.
     pub(super) fn purge(&mut self, change: &Change) -> Result<Step<Purged>, ChangeError> {
         debug_assert!(self.flights.is_empty());
+        self.shared.progress.phase("purging", SYNC_STALL);
         let selection = &change.selection;
         let source = selection.source.as_deref().map(SourceId::from);
         let (from, to) = (selection.from.unwrap_or(1).max(1), self.end_of(selection));

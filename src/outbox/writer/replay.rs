@@ -5,9 +5,9 @@ use crate::record::{Flags, Incarnation, Kind, Reading, SourceId, Stored};
 
 use super::super::state::Life;
 use super::super::view::Listed;
-use super::Writer;
 use super::queue::Work;
 use super::stop::Stop;
+use super::{SYNC_STALL, Writer};
 
 /// Record bytes that one step copies: intake waits for it, and so much is held in memory.
 const STEP_BYTES_MAX: u64 = 256 << 10;
@@ -28,6 +28,7 @@ impl Writer {
     /// One step of a replay. Nothing may be under way.
     pub(super) fn replay(&mut self, change: &Change) -> Result<Step<Replayed>, ChangeError> {
         debug_assert!(self.flights.is_empty());
+        self.shared.progress.phase("copying", SYNC_STALL);
         let selection = &change.selection;
         let (committed, oldest) = {
             let view = self.shared.view();
