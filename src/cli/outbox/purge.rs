@@ -15,16 +15,17 @@ use crate::outbox::{Change, Purged, Selection, run};
 #[command(
     group = ArgGroup::new("which").required(true).multiple(true)
         .args(["from", "to", "source", "older_than", "before", "all"]),
-    after_help = "Readings that wait for Kafka are given up for ever; a gap record in the dead-letter topic names each of them. Delivered
-readings in the range that are still kept (outbox.retain) go with them. All conditions must hold.
+    after_help = "Readings that wait for Kafka are given up for ever; a gap record in the dead-letter topic names each of them. \
+Delivered readings in the range that are still kept (outbox.retain) go with them. All conditions must hold.
 
-First it says what would go, and asks. What a transaction with open outcome may hold stays, and is named: after a start that was
-not clean these are up to 50,000 readings, until Kafka has answered.
+First it says what would go, and asks. What a transaction with open outcome may hold stays, and is named: after \
+a start that was not clean these are up to 50,000 readings, until Kafka has answered.
 
-A purge of one source gives back the space of databases that hold nothing else; the rest comes back as they are delivered.
+A purge of one source gives back the space of databases that hold nothing else; the rest comes back as they are \
+delivered.
 
-While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Cut short at any moment, what
-was given up so far stays so, and the rest is untouched.
+While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Cut short \
+at any moment, what was given up so far stays so, and the rest is untouched.
 
 Examples:
   fieldpost outbox purge --source chatterbox              what this source has waiting

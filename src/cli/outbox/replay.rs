@@ -10,14 +10,15 @@ use crate::outbox::{Change, Replayed, Selection, run};
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("which").required(true).multiple(true).args(["from", "to", "source", "since", "until", "all"]),
-    after_help = "Delivered readings are kept up to outbox.retain. A replay copies them to the end of the queue as new readings, in order: with a
-new ce_id, the flag replay, and fp_replay_of, the ce_id of the original. Their times are those of the original.
+    after_help = "Delivered readings are kept up to outbox.retain. A replay copies them to the end of the queue as new readings, \
+in order: with a new ce_id, the flag replay, and fp_replay_of, the ce_id of the original. Their times are those \
+of the original.
 
-It needs room: copies count towards outbox.max_bytes, and it stops before they would push out what is kept. Records of losses are
-not sent again, they are counted.
+It needs room: copies count towards outbox.max_bytes, and it stops before they would push out what is kept. \
+Records of losses are not sent again, they are counted.
 
-While a daemon runs it does this itself, asked over its control socket. Cut short, what was copied stays copied. It says how far it
-came: go on with --from, for running it again as it was would send the first part twice.
+While a daemon runs it does this itself, asked over its control socket. Cut short, what was copied stays copied. \
+It says how far it came: go on with --from, for running it again as it was would send the first part twice.
 
 Examples:
   fieldpost outbox replay --from 1000 --to 2000
