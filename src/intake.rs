@@ -93,7 +93,8 @@ pub fn start(outbox: &Outbox, options: SourceOptions) -> Result<SourceHandle, St
             tokio::spawn(reader.run())
         }
     };
-    let stage = Stage::new(mapper, appender, received, board.clone(), progress.clone(), dedup);
+    let limits = source::Limits { dedup, arrival_bytes_max: outbox.arrival_bytes_max() };
+    let stage = Stage::new(mapper, appender, received, board.clone(), progress.clone(), limits);
     let tasks = Mutex::new(vec![input, tokio::spawn(stage.run())]);
     Ok(SourceHandle { board, progress, stop, tasks })
 }

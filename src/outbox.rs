@@ -32,6 +32,8 @@ mod memory;
 #[cfg(test)]
 mod model_tests;
 mod note;
+#[cfg(test)]
+mod oversize_tests;
 mod packer;
 #[cfg(test)]
 mod policy_tests;
@@ -358,6 +360,11 @@ impl Outbox {
     /// The budget of bytes not yet answered.
     pub fn held(&self) -> HeldBytes {
         self.shared.held.clone()
+    }
+
+    /// Most record bytes of one arrival. Who takes a larger one tells its loss instead of submitting it.
+    pub fn arrival_bytes_max(&self) -> u64 {
+        self.sizes.arrival_bytes_max()
     }
 
     /// The drain's view.

@@ -18,8 +18,13 @@ pub(crate) fn refuse_beforehand(
     size_max: usize,
 ) -> Option<DeadReason> {
     let reason = |code: &str, text: String| Some(DeadReason { code: code.to_owned(), text });
-    if flags.contains(Flags::DEAD) || size > size_max {
+    if size > size_max {
         return reason("size", format!("{size} bytes as Kafka counts them; outbox.record_bytes_max is {size_max}"));
+    }
+    if flags.contains(Flags::DEAD) {
+        let text =
+            format!("above outbox.record_bytes_max when it came; now that is {size_max}, and these are {size} bytes");
+        return reason("size", text);
     }
     if !topic_is_legal {
         return reason("topic", "the topic is empty, longer than 249 characters or otherwise illegal".to_owned());

@@ -15,7 +15,7 @@ use crate::record::ReceiptTime;
 pub(super) enum Reason {
     /// The device went away: what it sent meanwhile never arrived.
     Unplugged,
-    /// A frame longer than `frame_bytes_max`.
+    /// A frame longer than `frame_bytes_max`, or a message above a quarter of `outbox.max_bytes`.
     Oversize,
     /// `held_bytes_max` was used up: a serial frame could not be kept.
     HeldDropped,

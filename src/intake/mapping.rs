@@ -250,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_itself_is_not_above_the_limit() {
+        let mapping = Mapping::default();
+        let offer = Offer { source: "plant", agent: "gw-1", mqtt: true, fields: false };
+        let size = |text: &str| {
+            let mapped = Mapper::new(&mapping, offer, usize::MAX).unwrap().map(message("a", text), true);
+            mapped.readings[0].record_bytes()
+        };
+        let text = "x".repeat(1000);
+        let limit = size(&text);
+        let map = |text: &str| Mapper::new(&mapping, offer, limit).unwrap().map(message("a", text), true);
+        assert!(!map(&text).readings[0].flags.contains(Flags::DEAD));
+        let above = map(&(text.clone() + "y"));
+        assert!(above.readings[0].flags.contains(Flags::DEAD));
+        assert_eq!(above.readings[0].value, text + "y", "never cut");
+    }
+
+    #[test]
     fn every_mistake_is_told_at_once() {
         let mapping =
             Mapping { topic: "{x}".to_owned(), device: "{y".to_owned(), body: Body::Reading, ..Mapping::default() };

@@ -18,7 +18,7 @@ use crate::metrics::intake::SourceMetrics;
 use crate::outbox::{Answer, Appender, Arrival, Control, HeldPermit, Outcome, Packet, Receipt};
 use crate::progress::Progress;
 use crate::promise::Durable;
-use crate::record::{Qos, Reading};
+use crate::record::{Qos, Reading, ReceiptTime};
 use crate::status::SourceStatus;
 
 /// Most inputs that become one submission.
@@ -182,9 +182,17 @@ pub(super) struct Stage {
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
     pub(super) board: Board,
     pub(super) progress: Progress,
+    limits: Limits,
+    memory: Memory,
+}
+
+/// What a stage goes by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
     /// Whether a redelivery at QoS 1 may be recognised.
     pub(super) dedup: bool,
-    memory: Memory,
+    /// Most record bytes of one message: what is larger would take the disk from all others.
+    pub(super) arrival_bytes_max: u64,
 }
 
 /// What a stage remembers from one turn to the next.
@@ -198,6 +206,7 @@ struct Memory {
     answered_at: Instant,
     bad_logged: Option<Instant>,
     bad_unlogged: u64,
+    oversize_logged: Option<Instant>,
 }
 
 impl Stage {
@@ -207,7 +216,7 @@ impl Stage {
         inputs: mpsc::UnboundedReceiver<Input>,
         board: Board,
         progress: Progress,
-        dedup: bool,
+        limits: Limits,
     ) -> Self {
         let memory = Memory {
             waiting: VecDeque::new(),
@@ -218,8 +227,9 @@ impl Stage {
             answered_at: Instant::now(),
             bad_logged: None,
             bad_unlogged: 0,
+            oversize_logged: None,
         };
-        Self { mapper, appender, answers, inputs, board, progress, dedup, memory }
+        Self { mapper, appender, answers, inputs, board, progress, limits, memory }
     }
 
     /// Runs until the input task is gone and everything it handed over is answered, or the outbox is closed.
@@ -261,11 +271,13 @@ impl Stage {
                 Input::Message { received, delivery, held } => {
                     last = Some(received.at.wall_ns);
                     let packet = delivery.as_ref().map(|delivery| self.packet(&received, delivery));
+                    let (at, topic) = (received.at, received.mqtt.as_ref().map(|mqtt| mqtt.topic.clone()));
                     let mapped = self.mapper.map(received, self.memory.synchronised);
                     if let Some(error) = mapped.bad {
                         self.tell_bad(&error.detail, error.quality);
                     }
-                    self.add(mapped.readings, packet, delivery, held);
+                    let readings = self.fitting(mapped.readings, at, topic.as_deref());
+                    self.add(readings, packet, delivery, held);
                 }
                 Input::Unwanted { received, delivery, held } => {
                     self.board.metrics.rejected.inc();
@@ -297,6 +309,27 @@ impl Stage {
         }
     }
 
+    /// The readings, or a gap record in their place if no outbox of this size should take them: it is acknowledged as they
+    /// would be, and says what is missing.
+    fn fitting(&mut self, readings: Vec<Reading>, at: ReceiptTime, topic: Option<&str>) -> Vec<Reading> {
+        let bytes: u64 = readings.iter().map(|reading| reading.record_bytes() as u64).sum();
+        let max = self.limits.arrival_bytes_max;
+        if bytes <= max {
+            return readings;
+        }
+        self.board.metrics.rejected.inc();
+        let text = format!(
+            "a message of {bytes} bytes is above a quarter of outbox.max_bytes ({max}) and was dropped; a gap record says so"
+        );
+        if self.memory.oversize_logged.is_none_or(|at| at.elapsed() >= BAD_LOG_EVERY) {
+            log::warn!("source {}: {text}", self.board.name);
+            self.memory.oversize_logged = Some(Instant::now());
+        }
+        self.board.error(text);
+        let value = Loss::at(at, bytes).to_json(Reason::Oversize, &self.board.name);
+        vec![self.mapper.gap(value, at, topic, self.memory.synchronised)]
+    }
+
     fn packet(&self, received: &Received, delivery: &Delivery) -> Packet {
         let topic = received.mqtt.as_ref().map_or(&[][..], |mqtt| mqtt.topic.as_bytes());
         let seed = xxhash_rust::xxh3::xxh3_64(topic);
@@ -305,7 +338,7 @@ impl Stage {
             qos: delivery.qos,
             dup: delivery.dup,
             hash: xxhash_rust::xxh3::xxh3_64_with_seed(&received.payload, seed),
-            dedup: self.dedup || delivery.qos == Qos::ExactlyOnce,
+            dedup: self.limits.dedup || delivery.qos == Qos::ExactlyOnce,
         }
     }
 

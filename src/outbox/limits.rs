@@ -99,6 +99,12 @@ impl Sizes {
         }
     }
 
+    /// Record bytes of the largest arrival that is taken: a quarter, so that no single message takes the disk from all
+    /// others (docs/decisions/0236).
+    pub(super) fn arrival_bytes_max(&self) -> u64 {
+        self.max_bytes / 4
+    }
+
     /// Readings are taken while what is on disk stays at or below this. What is left is for control entries and notes,
     /// and for two segments: a database that is opened is filled up to a whole one, and the newest one and the one that
     /// is delivered may be.

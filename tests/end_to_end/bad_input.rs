@@ -51,6 +51,70 @@ fn garbage_on_every_input_becomes_records_and_harms_no_one() {
 }
 
 #[test]
+fn a_record_above_the_limit_is_a_dead_letter_whole_and_the_next_ones_flow() {
+    const LIMIT: usize = 64 << 10;
+    let mut rig = Rig::new("oversize");
+    rig.outbox = "record_bytes_max = \"64KiB\"".to_owned();
+    let mosquitto = rig.mosquitto(&MosquittoOptions::default());
+    rig.mqtt_source("plant", mosquitto.port(), 1, "packet_bytes_max = \"4MiB\"");
+    let line = rig.serial_source("meter", "frame_bytes_max = \"256KiB\"");
+    rig.start();
+    let mut publisher = rig.publisher("p", mosquitto.port());
+    let mut meter = rig.meter(&line, "meter");
+    let mut random = Random::new("oversize");
+    publisher.publish(&devices(3), 1, 20);
+    meter.send(20);
+    // What Kafka counts besides the value is told by the first that is refused.
+    let mut published = vec![garbage(&mut random, LIMIT)];
+    publisher.publish_raw("plant/big/telemetry", &published[0]);
+    let text = wait_for("the first dead letter", || rig.tally().dead_letters.first()?.header("fp_error_text"));
+    let counted: usize = text.split(' ').next().unwrap().parse().unwrap();
+    let most = LIMIT - (counted - LIMIT);
+    // A time stamp may be some digits longer or shorter. To the byte: the unit tests of `poison` and `mapping`.
+    for bytes in [most - 8, most + 8, 900_000, 1_200_000] {
+        published.push(garbage(&mut random, bytes));
+        publisher.publish_raw("plant/big/telemetry", published.last().unwrap());
+    }
+    let frame = vec![b'7'; LIMIT + 1000];
+    line.lock().unwrap().write(&[&frame[..], b"\n"].concat());
+    meter.send(20);
+    publisher.publish(&devices(3), 1, 20);
+    wait_for("the frame and all messages to be told", || (rig.tally().dead_letters.len() >= 5).then_some(()));
+    let tally = rig.settle();
+    tally.assert_sound();
+    assert!(tally.lost.is_empty(), "{tally}");
+    let whole: Vec<_> = tally.foreign.iter().filter(|record| record.key == b"big").collect();
+    assert_eq!(whole.len(), 1, "a record at the limit is an ordinary one: {tally}");
+    assert!(whole[0].value == published[1]);
+
+    assert_eq!(tally.dead_letters.len(), 5, "{tally}");
+    let mut sequences = Vec::new();
+    for record in &tally.dead_letters {
+        assert_eq!(record.header("fp_error").as_deref(), Some("size"));
+        assert!(record.header("fp_error_text").unwrap().contains("outbox.record_bytes_max"));
+        assert_eq!(record.header("fp_origin_topic").as_ref(), Some(&rig.topics.data[0]));
+        let id = record.header("ce_id").unwrap();
+        sequences.push(id.rsplit('/').next().unwrap().parse::<u64>().unwrap());
+    }
+    sequences.sort_unstable();
+    sequences.dedup();
+    assert_eq!(sequences.len(), 5, "each has its own sequence");
+    let of = |key: &[u8]| tally.dead_letters.iter().filter(|record| record.key == key).collect::<Vec<_>>();
+    assert!(of(b"meter")[0].value == frame);
+    let big = of(b"big");
+    let topic_has = [&published[0], &published[2], &published[3]];
+    assert!(big.iter().zip(topic_has).all(|(record, payload)| record.value == *payload), "what the topic takes");
+    // The last is above what Kafka is asked to take in one record: its bytes stay on the gateway, the topic says where.
+    let file = rig.agent.state_dir().join("outbox").join(big[3].header("fp_local_file").unwrap());
+    let kept = std::fs::read(file).unwrap();
+    assert!(big[3].value.is_empty() && kept.ends_with(&published[4]));
+    let head = kept.split(|byte| *byte == b'\n').next().unwrap();
+    let head: serde_json::Value = serde_json::from_slice(head).unwrap();
+    assert_eq!((&head["v"], &head["error"], &head["value_bytes"]), (&1.into(), &"size".into(), &1_200_000.into()));
+    rig.agent.stop();
+}
+
+#[test]
 fn a_device_is_missing_then_comes_is_unplugged_and_comes_back() {
     let mut rig = Rig::new("unplugged");
     let mosquitto = rig.mosquitto(&MosquittoOptions::default());

@@ -160,6 +160,31 @@ async fn a_frame_that_is_too_long_becomes_a_gap_record() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_above_a_quarter_of_the_outbox_becomes_a_gap_record_and_the_next_ones_flow() {
+    let mut device = Device::new();
+    let settings = Serial { frame_bytes_max: ByteSize::mib(4), ..device.settings() };
+    let bench = Bench::new(Source::Serial(settings), |outbox| outbox.max_bytes = ByteSize::mib(8));
+    up(&bench).await;
+    device.send(b"first\n").await;
+    let beside_value = bench.stored_at_least(1).await[0].reading.record_bytes() - 5;
+    let most = (2 << 20) - beside_value;
+    for bytes in [most, most + 1, 9] {
+        device.send(&vec![b'x'; bytes]).await;
+        device.send(b"\n").await;
+    }
+    let stored = bench.stored_at_least(4).await;
+    let found: Vec<_> = stored.iter().map(|stored| (stored.reading.kind, stored.reading.value.len())).collect();
+    assert_eq!((found[0], found[1], found[3]), ((Kind::Raw, 5), (Kind::Raw, most), (Kind::Raw, 9)));
+    assert!(stored[1].reading.flags.contains(Flags::DEAD), "it waits to be a dead letter, whole");
+    assert!(stored[1].reading.value.iter().all(|byte| *byte == b'x'));
+    let gap = &gaps(&bench)[0];
+    assert_eq!((&gap["reason"], &gap["bytes"]), (&"oversize".into(), &((2 << 20) + 1).into()));
+    let status = bench.source.status();
+    assert_eq!(status.rejected, 1);
+    assert!(status.last_error.unwrap().contains("above a quarter of outbox.max_bytes"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_without_room_are_counted_and_told() {
     let mut device = Device::new();
     let bench = Bench::new(Source::Serial(device.settings()), |outbox| {
