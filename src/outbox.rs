@@ -36,6 +36,8 @@ mod note;
 mod oversize_tests;
 mod packer;
 #[cfg(test)]
+mod parse_tests;
+#[cfg(test)]
 mod policy_tests;
 mod position;
 mod purge;

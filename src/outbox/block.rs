@@ -15,6 +15,8 @@ use bytes::Bytes;
 
 use crate::config;
 
+use super::wire::NUMBERS_END;
+
 /// Most bytes of a block unpacked.
 pub(super) const RAW_BYTES_MAX: usize = 96 * 1024;
 /// Bytes before the payload.
@@ -58,6 +60,8 @@ pub(super) enum BlockError {
     Unknown(u8),
     #[error("block claims {0} bytes unpacked")]
     TooLarge(usize),
+    #[error("block has numbers that no outbox reaches")]
+    Numbers,
     #[error("block does not unpack")]
     Unpack,
 }
@@ -155,7 +159,11 @@ pub(super) fn check(block: &[u8]) -> Result<Head, BlockError> {
     }
     let number = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes of a checked length"));
     let half = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes of a checked length"));
-    Ok(Head { first_index: number(5), first_sequence: number(13), entries: half(21), sequences: half(25) })
+    let head = Head { first_index: number(5), first_sequence: number(13), entries: half(21), sequences: half(25) };
+    if head.first_index >= NUMBERS_END || head.first_sequence >= NUMBERS_END {
+        return Err(BlockError::Numbers);
+    }
+    Ok(head)
 }
 
 /// Unpacks blocks; keeps the decompressor's memory between them.

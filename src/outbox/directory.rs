@@ -17,6 +17,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::wire::NUMBERS_END;
+
 /// Name of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct GenerationId {
@@ -29,7 +31,8 @@ pub(super) struct GenerationId {
 impl GenerationId {
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.strip_prefix('g')?.split_once('-')?;
-        Some(Self { number: number.parse().ok()?, first_index: first.parse().ok()? })
+        let id = Self { number: number.parse().ok()?, first_index: first.parse().ok()? };
+        (id.number < NUMBERS_END && id.first_index < NUMBERS_END).then_some(id)
     }
 }
 

@@ -210,9 +210,9 @@ fn get_list<'a, T>(cursor: &mut Cursor<'a>, get: impl Fn(&mut Cursor<'a>) -> Opt
 
 fn get_segment(cursor: &mut Cursor<'_>) -> Option<Segment> {
     Some(Segment {
-        first_index: cursor.u64()?,
-        first_sequence: cursor.u64()?,
-        incarnation_number: cursor.u64()?,
+        first_index: cursor.number()?,
+        first_sequence: cursor.number()?,
+        incarnation_number: cursor.number()?,
         incarnation: Incarnation(cursor.array()?),
         nonce: Nonce(cursor.array()?),
         boot_id: own(&cursor.text()?),
@@ -220,13 +220,14 @@ fn get_segment(cursor: &mut Cursor<'_>) -> Option<Segment> {
 }
 
 fn get_refusal(cursor: &mut Cursor<'_>) -> Option<Refusal> {
-    Some(Refusal {
-        total: cursor.u64()?,
-        bytes: cursor.u64()?,
-        told: cursor.u64()?,
-        told_bytes: cursor.u64()?,
+    let refusal = Refusal {
+        total: cursor.number()?,
+        bytes: cursor.number()?,
+        told: cursor.number()?,
+        told_bytes: cursor.number()?,
         topic: own(&cursor.text()?),
-    })
+    };
+    (refusal.told <= refusal.total && refusal.told_bytes <= refusal.bytes).then_some(refusal)
 }
 
 /// A copy of a text, so that what lives long does not hold the block it came from.

@@ -143,10 +143,21 @@ fn damage_is_not_taken_for_a_version() {
     }
 }
 
+/// Opens a generation that was closed just now: sled lets go of its lock a little later.
+pub(super) fn open_generation(directory: &directory::Directory, id: directory::GenerationId) -> generation::Generation {
+    for _ in 0..500 {
+        match generation::Generation::open(directory, id, generation::SEGMENT_BYTES[1]) {
+            Err(generation::StoreError::Busy(_)) => std::thread::sleep(Duration::from_millis(20)),
+            other => return other.unwrap(),
+        }
+    }
+    panic!("{id} stays in use");
+}
+
 /// All blocks of a generation.
 fn blocks(outbox: &Path, id: directory::GenerationId) -> Vec<(u64, Vec<u8>)> {
     let directory = directory::Directory::new(outbox.to_owned());
-    let generation = generation::Generation::open(&directory, id, generation::SEGMENT_BYTES[1]).unwrap();
+    let generation = open_generation(&directory, id);
     let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
     while let Some((key, block)) = generation.block_from(found.last().map_or(0, |(key, _)| key + 1)).unwrap() {
         found.push((key, block.to_vec()));
@@ -160,7 +171,7 @@ fn replace_last(outbox: &Path, id: directory::GenerationId, change: impl FnOnce(
     let (key, mut block) = blocks(outbox, id).pop().unwrap();
     change(&mut block);
     let directory = directory::Directory::new(outbox.to_owned());
-    let generation = generation::Generation::open(&directory, id, generation::SEGMENT_BYTES[1]).unwrap();
+    let generation = open_generation(&directory, id);
     generation.insert(key, &block).unwrap();
     generation.sync().unwrap();
     generation.close();

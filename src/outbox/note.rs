@@ -78,14 +78,14 @@ impl Note {
 
     pub(super) fn get(cursor: &mut Cursor<'_>) -> Option<Self> {
         let mut note = Self {
-            from: cursor.u64()?,
-            to: cursor.u64()?,
+            from: cursor.number()?,
+            to: cursor.number()?,
             incarnation: Incarnation(cursor.array()?),
             segment: Nonce(cursor.array()?),
             boot_id: own(&cursor.text()?),
             noted: ReceiptTime { wall_ns: cursor.i64()?, mono_ns: cursor.u64()? },
             reason: own(&cursor.text()?),
-            bytes: cursor.u64()?,
+            bytes: cursor.number()?,
             sources: Vec::new(),
             previous: None,
         };
@@ -93,7 +93,7 @@ impl Note {
             note.previous = Some(Incarnation(cursor.array()?));
         }
         while !cursor.is_empty() {
-            note.sources.push((SourceId(own(&cursor.text()?)), cursor.u64()?));
+            note.sources.push((SourceId(own(&cursor.text()?)), cursor.number()?));
         }
         (note.from <= note.to).then_some(note)
     }

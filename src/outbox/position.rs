@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::slots::Slots;
+use super::wire::NUMBERS_END;
 
 const FORMAT: u8 = 1;
 const BYTES: usize = 1 + 8 * 4;
@@ -36,7 +37,10 @@ impl Position {
         if bytes.len() != BYTES || bytes[0] != FORMAT {
             return None;
         }
-        let number = |n: usize| bytes[1 + n * 8..][..8].try_into().ok().map(u64::from_le_bytes);
+        let number = |n: usize| {
+            let number = u64::from_le_bytes(bytes[1 + n * 8..][..8].try_into().ok()?);
+            (number < NUMBERS_END).then_some(number)
+        };
         Some(Self {
             incarnation_number: number(0)?,
             committed: number(1)?,

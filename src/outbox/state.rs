@@ -11,6 +11,7 @@ use crate::record::{Incarnation, Nonce};
 
 use super::format::{FORMAT, WRITER};
 use super::slots::{self, Slots};
+use super::wire::NUMBERS_END;
 
 /// Incarnations kept by name; older ones are delivered long since.
 const LIVES_MAX: usize = 16;
@@ -77,6 +78,12 @@ impl State {
             clean: true,
             cluster: None,
         }
+    }
+
+    /// Everything that is counted on from.
+    fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let lives = self.lives.iter().flat_map(|life| [life.number, life.first_sequence]);
+        lives.chain([self.index_limit, self.sequence_limit, self.session_number])
     }
 
     /// The incarnation in force.
@@ -155,7 +162,10 @@ pub(super) enum Loaded {
 fn parse(payload: Option<Vec<u8>>) -> Loaded {
     match payload {
         None => Loaded::Nothing,
-        Some(payload) => serde_json::from_slice(&payload).map_or(Loaded::Unknown, Loaded::State),
+        Some(payload) => match serde_json::from_slice::<State>(&payload) {
+            Ok(state) if state.numbers().all(|number| number < NUMBERS_END) => Loaded::State(state),
+            _ => Loaded::Unknown,
+        },
     }
 }
 

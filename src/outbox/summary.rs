@@ -12,6 +12,7 @@ use crate::clock;
 use crate::record::{Flags, Kind, Reading, SourceId};
 
 use super::format::{self, FORMAT, WRITER};
+use super::wire::NUMBERS_END;
 
 /// Contents of a generation. Ends are exclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -87,8 +88,11 @@ impl Summary {
         file.sync_data()
     }
 
-    /// `None`: missing or torn.
+    /// `None`: missing, torn or senseless.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        serde_json::from_str(format::unseal(&fs::read_to_string(path).ok()?)?).ok()
+        let summary: Self = serde_json::from_str(format::unseal(&fs::read_to_string(path).ok()?)?).ok()?;
+        let ends = [summary.end_index, summary.end_sequence, summary.record_bytes];
+        let good = ends.iter().all(|end| *end < NUMBERS_END) && summary.first_sequence <= summary.end_sequence;
+        good.then_some(summary)
     }
 }

@@ -4,6 +4,9 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 
+/// No index, sequence or count of an outbox reaches this: what says so is not ours, and sums below it cannot overflow.
+pub(super) const NUMBERS_END: u64 = 1 << 62;
+
 /// Appends a text: length u32, bytes.
 pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
     put_bytes(out, text.as_bytes());
@@ -65,6 +68,11 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    /// An index, a sequence or a count.
+    pub(super) fn number(&mut self) -> Option<u64> {
+        self.u64().filter(|number| *number < NUMBERS_END)
     }
 
     pub(super) fn i64(&mut self) -> Option<i64> {
