@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Bench {
     pub(super) outbox: Outbox,
     pub(super) source: SourceHandle,
-    _directory: Option<tempfile::TempDir>,
+    directory: Option<tempfile::TempDir>,
 }
 
 /// Opens an outbox with small settings.
@@ -42,14 +42,20 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let outbox = outbox(directory.path(), change);
         let source = source(&outbox, config);
-        Self { outbox, source, _directory: Some(directory) }
+        Self { outbox, source, directory: Some(directory) }
     }
 
     /// The same in a directory that outlives it.
     pub(super) fn at(directory: &std::path::Path, config: config::Source) -> Self {
         let outbox = outbox(directory, |_| {});
         let source = source(&outbox, config);
-        Self { outbox, source, _directory: None }
+        Self { outbox, source, directory: None }
+    }
+
+    /// From now on each sync takes this long, as on a worn card.
+    pub(super) fn slow_down(&self, ms: u64) {
+        let directory = self.directory.as_ref().expect("the bench has a directory of its own");
+        std::fs::write(directory.path().join("outbox/fault-sync"), format!("always {ms}ms")).unwrap();
     }
 
     /// Everything that is stored, in order. Holes are none of a source's business.

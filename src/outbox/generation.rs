@@ -218,13 +218,17 @@ impl Generation {
     }
 
     /// Fails if a test has put a file of this name beside the generations, as `full`, or with any other text; once, but
-    /// with `always full` for as long as the file is there.
+    /// with `always full` for as long as the file is there. `always 800ms`: as slow as a worn card.
     #[cfg(test)]
     fn fault(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path.with_file_name(name);
         let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
         if text == "always full" {
             return Err(StoreError::Full(text));
+        }
+        if let Some(ms) = text.strip_prefix("always ").and_then(|text| text.strip_suffix("ms")?.parse().ok()) {
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+            return Ok(());
         }
         fs::remove_file(path).map_err(StoreError::Io)?;
         Err(if text == "full" { StoreError::Full(text) } else { StoreError::Io(io::Error::other(text)) })

@@ -57,8 +57,8 @@ async fn without_room_the_source_leaves_and_comes_back_with_nothing_missing() {
     let settings = Mqtt { keep_alive: Span::secs(5), ..settings(&broker, 5, 1) };
     let bench = Bench::new(Source::Mqtt(settings), |outbox| {
         outbox.held_bytes_max = ByteSize::kib(128);
-        outbox.gather = Span::millis(3500);
     });
+    bench.slow_down(3500);
     let mut client = broker.welcome(false, true).await;
     let payload = |id: u16| format!("{id:02}{}", "x".repeat(1000));
     for id in 1..=40 {
