@@ -65,7 +65,7 @@ pub(super) enum StoreError {
 }
 
 impl StoreError {
-    fn of_io(error: io::Error) -> Self {
+    pub(super) fn of_io(error: io::Error) -> Self {
         use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, UnexpectedEof};
         let text = error.to_string();
         match error.kind() {

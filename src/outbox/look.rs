@@ -12,7 +12,9 @@ mod inspect;
 mod line;
 mod live;
 mod looker;
+mod rescue;
 mod salvage;
+pub mod stop;
 #[cfg(test)]
 mod tests;
 mod verify;

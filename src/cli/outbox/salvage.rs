@@ -21,7 +21,11 @@ the checksum of its block. Readings that Kafka has already may be among them: co
 Writes lines as `fieldpost outbox export` does. Sequences that did not come back are lines too: \
 {\"gap\": {..., \"reason\": \"not_recovered\"}}. Says at the end what came from where.
 
-Exit codes: 0 everything between the first and the last reading came back or is noted, 1 something did not.
+What cannot be read from the medium becomes zeros in the copy and is told; the rest is recovered.
+
+Exit codes: 0 nothing is wrong with any generation, and every sequence came back or is noted; 1 something did not come \
+back or may not have: a generation is damaged, gave nothing, or ends before the place where it should. What stood \
+before the first and after the last reading is known where files of the outbox beside them tell.
 
 Examples:
   fieldpost outbox salvage /var/lib/fieldpost/outbox/damaged --output recovered.jsonl
@@ -63,8 +67,7 @@ impl Salvage {
             (false, true) => show(&page(&salvaged))?,
             (false, false) => tell(page(&salvaged).trim_end()),
         }
-        let whole = salvaged.missing.iter().all(|gap| gap.reason != look::NOT_RECOVERED);
-        Ok(if whole { Exit::Done } else { Exit::Failed })
+        Ok(if salvaged.is_whole() { Exit::Done } else { Exit::Failed })
     }
 }
 
@@ -90,6 +93,6 @@ fn page(salvaged: &Salvaged) -> String {
         lines.push(format!("missing: sequences {} to {} ({})", gap.from, gap.to, gap.reason));
     }
     let missing: u64 = salvaged.missing.iter().map(|gap| gap.to - gap.from + 1).sum();
-    lines.push(format!("recovered {} readings; {missing} sequences between them are missing", salvaged.readings));
+    lines.push(format!("recovered {} readings; {missing} sequences are missing", salvaged.readings));
     lines.join("\n") + "\n"
 }

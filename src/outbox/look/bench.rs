@@ -2,10 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::super::directory::{Directory, GenerationId};
 use super::super::generation::{Generation, SEGMENT_BYTES, StoreError};
+use super::rescue::{self, Failed};
+use super::stop;
 
 /// A generation takes some 20 MiB at most. What is far beyond is none of ours, and is not copied.
 const COPY_BYTES_MAX: u64 = 256 << 20;
@@ -15,6 +19,9 @@ const COPY_BYTES_MAX: u64 = 256 << 20;
 pub(super) struct Bench {
     directory: tempfile::TempDir,
 }
+
+/// Places that could not be read, by file.
+pub(super) type Unread = Vec<(PathBuf, Vec<Range<u64>>)>;
 
 impl Bench {
     pub(super) fn new(parent: Option<&Path>) -> io::Result<Self> {
@@ -28,13 +35,14 @@ impl Bench {
         self.directory.path()
     }
 
-    /// Copies a generation here, instead of what was here before. `wanted` says which of its files.
-    pub(super) fn copy(&self, from: &Path, id: GenerationId, wanted: impl Fn(&str) -> bool) -> io::Result<PathBuf> {
-        self.clear()?;
+    /// Copies a generation here, instead of what was here before. `wanted` says which of its files. Where it cannot be
+    /// read there are zeros, and the place is named.
+    pub(super) fn copy(&self, from: &Path, id: GenerationId, wanted: impl Fn(&str) -> bool) -> Result<Unread, Failed> {
+        self.clear().map_err(Failed::To)?;
         let to = self.path().join(id.to_string());
-        let mut left = COPY_BYTES_MAX;
-        copy_tree(from, &to, &wanted, &mut left)?;
-        Ok(to)
+        let mut copy = Copy { wanted, left: COPY_BYTES_MAX, unread: Vec::new() };
+        copy.tree(from, &to)?;
+        Ok(copy.unread)
     }
 
     /// Opens the copy.
@@ -50,27 +58,58 @@ impl Bench {
     }
 }
 
-/// Plain files and directories only: a link or a pipe in a directory from elsewhere leads nowhere.
-fn copy_tree(from: &Path, to: &Path, wanted: &impl Fn(&str) -> bool, left: &mut u64) -> io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let kind = entry.file_type()?;
-        if !wanted(&name.to_string_lossy()) {
-            continue;
+/// As a text for humans.
+pub(super) fn tell(unread: &Unread) -> Option<String> {
+    let bytes: u64 = unread.iter().flat_map(|(_, ranges)| ranges).map(|range| range.end - range.start).sum();
+    let (path, ranges) = unread.first()?;
+    Some(format!(
+        "{bytes} bytes cannot be read from the medium, the first at {} of {}",
+        ranges.first()?.start,
+        path.display()
+    ))
+}
+
+struct Copy<W> {
+    wanted: W,
+    left: u64,
+    unread: Unread,
+}
+
+impl<W: Fn(&str) -> bool> Copy<W> {
+    /// Plain files and directories only: a link or a pipe in a directory from elsewhere leads nowhere.
+    fn tree(&mut self, from: &Path, to: &Path) -> Result<(), Failed> {
+        fs::create_dir(to).map_err(Failed::To)?;
+        for entry in fs::read_dir(from).map_err(Failed::From)? {
+            let entry = entry.map_err(Failed::From)?;
+            let name = entry.file_name();
+            let kind = entry.file_type().map_err(Failed::From)?;
+            if !(self.wanted)(&name.to_string_lossy()) {
+                continue;
+            }
+            if kind.is_dir() {
+                self.tree(&entry.path(), &to.join(name))?;
+            } else if kind.is_file() {
+                self.file(&entry.path(), &to.join(name))?;
+            }
         }
-        if kind.is_dir() {
-            copy_tree(&entry.path(), &to.join(name), wanted, left)?;
-        } else if kind.is_file() {
-            let mut source = File::open(entry.path())?;
-            let len = source.metadata()?.len();
-            *left = left.checked_sub(len).ok_or_else(|| {
-                let text = format!("{} is too large to be of a generation", entry.path().display());
-                io::Error::new(io::ErrorKind::InvalidData, text)
-            })?;
-            io::copy(&mut source, &mut File::create(to.join(name))?)?;
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn file(&mut self, from: &Path, to: &Path) -> Result<(), Failed> {
+        let source = File::open(from).map_err(Failed::From)?;
+        let len = source.metadata().map_err(Failed::From)?.len();
+        self.left = self.left.checked_sub(len).ok_or_else(|| {
+            let text = format!("{} is too large to be of a generation", from.display());
+            Failed::From(io::Error::new(io::ErrorKind::InvalidData, text))
+        })?;
+        let target = File::create(to).map_err(Failed::To)?;
+        let lost = rescue::read(&source, len, |at, bytes| {
+            stop::check().map_err(Failed::To)?;
+            target.write_all_at(bytes, at).map_err(Failed::To)
+        })?;
+        if !lost.is_empty() {
+            self.unread.push((from.to_owned(), lost));
+        }
+        Ok(())
+    }
 }

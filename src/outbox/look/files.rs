@@ -20,8 +20,9 @@ use super::super::state::{self, Loaded, State};
 use super::super::summary::Summary;
 use super::super::view::Listed;
 use super::LookError;
-use super::bench::Bench;
+use super::bench::{self, Bench};
 use super::blocks::segments_in;
+use super::rescue::{self, Failed};
 
 /// What the files say.
 #[derive(Debug)]
@@ -69,7 +70,8 @@ impl Files {
         let state = read_state(&directory)?;
         let position = match slots::read(&directory.file("pos")) {
             Ok(payload) => payload.as_deref().and_then(Position::decode),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // As lost as if it were gone; `verify` tells which.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || rescue::is_of_medium(&error) => None,
             Err(error) => return Err(LookError::io("read", &directory.file("pos"))(error)),
         };
         let temporary_name = temporary.map_or_else(std::env::temp_dir, Path::to_owned);
@@ -153,19 +155,27 @@ impl Files {
         };
         match scanned {
             Ok(scan) => Ok(Some(scan.summary)),
-            Err(error @ StoreError::Later(_)) => Err(LookError::Foreign(format!("{id}: {error}"))),
-            Err(StoreError::Busy(_)) => Err(LookError::InUse(self.state_dir.display().to_string())),
-            Err(StoreError::Io(source)) => {
-                Err(LookError::Io { what: "copy", path: self.directory.generation(id).display().to_string(), source })
-            }
-            Err(StoreError::Full(text)) => Err(LookError::Store(format!(
-                "there is no room to copy {id} to {}: name another place with --temp-dir ({text})",
-                self.bench.path().display()
-            ))),
-            Err(error) => {
-                self.unreadable.push((id, error.to_string()));
+            Err(StoreError::Damaged(why)) => {
+                self.unreadable.push((id, why));
                 Ok(None)
             }
+            Err(error) => Err(self.failure(id, error)),
+        }
+    }
+
+    /// What ends a look, when a generation could not be read though it is not damaged.
+    pub(super) fn failure(&self, id: GenerationId, error: StoreError) -> LookError {
+        match error {
+            StoreError::Later(_) => LookError::Foreign(format!("{id}: {error}")),
+            StoreError::Busy(_) => LookError::InUse(self.state_dir.display().to_string()),
+            StoreError::Io(source) => {
+                LookError::Io { what: "copy", path: self.directory.generation(id).display().to_string(), source }
+            }
+            StoreError::Full(text) => LookError::Store(format!(
+                "there is no room to copy {id} to {}: name another place with --temp-dir ({text})",
+                self.bench.path().display()
+            )),
+            error => LookError::Store(format!("{id}: {error}")),
         }
     }
 
@@ -179,15 +189,20 @@ impl Files {
         if let Some((_, old)) = self.copied.take() {
             old.close();
         }
-        let copied = self.bench.copy(&self.directory.generation(id), id, |_| true);
-        copied.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => StoreError::Damaged(error.to_string()),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(error.to_string()),
-            _ => StoreError::Io(error),
-        })?;
+        let unread = match self.bench.copy(&self.directory.generation(id), id, |_| true) {
+            Ok(unread) => bench::tell(&unread),
+            Err(Failed::From(error)) if error.kind() == io::ErrorKind::InvalidData => Some(error.to_string()),
+            Err(Failed::From(error)) => return Err(StoreError::of_io(error)),
+            // A bad place on the medium of the copies says nothing about the outbox.
+            Err(Failed::To(error)) if rescue::is_of_medium(&error) => return Err(StoreError::Io(error)),
+            Err(Failed::To(error)) => return Err(StoreError::of_io(error)),
+        };
         // What was copied while a daemon began to write is no evidence of anything.
         if running(&self.state_dir).map_err(StoreError::Io)?.is_some() {
             return Err(StoreError::Busy("the daemon began to use it".to_owned()));
+        }
+        if let Some(why) = unread {
+            return Err(StoreError::Damaged(why));
         }
         let generation = Arc::new(self.bench.open(id)?);
         self.copied = Some((id, generation.clone()));
@@ -214,10 +229,13 @@ fn read_state(directory: &Directory) -> Result<Option<State>, LookError> {
         return Err(LookError::Foreign(later.to_string()));
     }
     let path = directory.file("state");
-    match state::read(&path).map_err(LookError::io("read", &path))? {
-        Loaded::State(state) => Ok(Some(state)),
-        Loaded::Unknown => Err(LookError::Foreign(format!("{} is not of fieldpost", path.display()))),
-        Loaded::Nothing => Ok(None),
+    match state::read(&path) {
+        Ok(Loaded::State(state)) => Ok(Some(state)),
+        Ok(Loaded::Unknown) => Err(LookError::Foreign(format!("{} is not of fieldpost", path.display()))),
+        Ok(Loaded::Nothing) => Ok(None),
+        // As lost as if it were gone; `verify` tells which.
+        Err(error) if rescue::is_of_medium(&error) => Ok(None),
+        Err(error) => Err(LookError::io("read", &path)(error)),
     }
 }
 

@@ -8,29 +8,28 @@
 //! What it tells was proven by the checksum of its block, so there is no garbage among it. Readings that were never
 //! acknowledged may be among it, if they stand in the file.
 
+mod place;
 mod raw;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::super::block::{Decoder, Head};
-use super::super::directory::GenerationId;
 use super::super::entry::{Control, Entry, Framed, SPLIT_BEGIN, Segment};
 use super::super::generation::{Generation, StoreError};
 use super::super::note::Notes;
 use super::super::reading::{self, ReadingEntry};
-use super::super::state::{self, Loaded};
 use super::super::wire::Cursor;
-use super::bench::Bench;
+use super::bench::{self, Bench};
 use super::blocks::collect_segments;
-use super::files::running;
 use super::line::{GapLine, Line, reading_line};
+use super::rescue::Failed;
 use super::{LookError, Out};
 use crate::record::{Incarnation, Sequence, Stored};
+use place::{Bounds, Guard, Place};
 
 /// Reason of a gap of which nothing else is known.
 pub const NOT_RECOVERED: &str = "not_recovered";
@@ -42,7 +41,8 @@ pub struct Salvaged {
     pub readings: u64,
     /// Per generation, in their order.
     pub generations: Vec<SalvagedGeneration>,
-    /// Sequences between the first and the last recovered that were not, and why if that is known.
+    /// Sequences that were not recovered, and why if that is known: between the first and the last that were, and before and
+    /// after them where it is known what stood there.
     pub missing: Vec<GapLine>,
 }
 
@@ -51,7 +51,7 @@ pub struct Salvaged {
 pub struct SalvagedGeneration {
     /// Its directory.
     pub path: String,
-    /// Why its database does not open as it is, if so.
+    /// What is wrong with it, if something is.
     pub fault: Option<String>,
     /// Blocks read through the database.
     pub from_database: u64,
@@ -67,11 +67,22 @@ pub struct SalvagedGeneration {
     pub last: Option<u64>,
 }
 
-/// A directory that holds a `db`, and the name it had.
-#[derive(Debug)]
-struct Place {
-    path: PathBuf,
-    id: GenerationId,
+impl Salvaged {
+    /// Whether nothing is wrong with any generation and no sequence is missing without a known reason.
+    pub fn is_whole(&self) -> bool {
+        self.generations.iter().all(|generation| generation.fault.is_none())
+            && self.missing.iter().all(|gap| gap.reason != NOT_RECOVERED)
+    }
+}
+
+impl SalvagedGeneration {
+    fn fault(&mut self, more: String) {
+        match &mut self.fault {
+            Some(fault) if fault.contains(&more) => {}
+            Some(fault) => *fault = format!("{fault}; {more}"),
+            None => self.fault = Some(more),
+        }
+    }
 }
 
 /// A block that is proven.
@@ -88,89 +99,35 @@ pub fn salvage(
     progress: &mut dyn FnMut(u64, u64),
     out: &mut Out<'_>,
 ) -> Result<Salvaged, LookError> {
-    for state_dir in [Some(path), path.parent(), path.parent().and_then(Path::parent)].into_iter().flatten() {
-        if matches!(running(state_dir), Ok(Some(_))) && !is_set_aside(path) {
-            return Err(LookError::InUse(state_dir.display().to_string()));
-        }
-    }
-    let places = places(path)?;
+    let guard = Guard::of(path);
+    guard.check()?;
+    let places = place::places(path)?;
     if places.is_empty() {
         return Err(LookError::Nothing(path.display().to_string()));
     }
     let name = temporary.map_or_else(std::env::temp_dir, Path::to_owned);
     let bench = Bench::new(temporary).map_err(LookError::io("make a private directory in", &name))?;
-    let agent = agent_of(path);
-    let mut teller = Teller { out, agent, salvaged: Salvaged::default(), last: None, known: Known::default() };
+    let agent = place::agent_of(path);
+    let mut teller = Teller::new(out, agent);
     for (at, place) in places.iter().enumerate() {
         progress(at as u64, places.len() as u64);
         let later = places[at + 1..].iter().find(|later| later.id.number > place.id.number);
         let limit = later.map(|later| later.id.first_index).filter(|first| *first > place.id.first_index);
         let (blocks, told) = blocks_of(&bench, place)?;
-        teller.generation(blocks, told, limit.unwrap_or(u64::MAX))?;
+        // What was copied while a daemon began to write is no evidence of anything.
+        guard.check()?;
+        let last = at + 1 == places.len();
+        teller.generation(blocks, told, limit.unwrap_or(u64::MAX), place.bounds(last))?;
     }
-    Ok(teller.salvaged)
-}
-
-/// What was set aside is not in use, even while a daemon runs.
-fn is_set_aside(path: &Path) -> bool {
-    let full = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    full.components().any(|part| part.as_os_str() == "damaged")
-}
-
-/// Generations at `path`, oldest first: it may be one, hold some, or be a state directory.
-fn places(path: &Path) -> Result<Vec<Place>, LookError> {
-    let mut found = Vec::new();
-    if path.join("db").is_file() {
-        found.push(place(path.to_owned()));
-    }
-    for directory in [path.to_owned(), path.join("outbox"), path.join("damaged"), path.join("outbox/damaged")] {
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(_) if directory != path => continue,
-            Err(error) => return Err(LookError::io("read", path)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(LookError::io("read", &directory))?;
-            let is_generation = parse(&entry.file_name().to_string_lossy()).is_some();
-            if is_generation && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.push(place(entry.path()));
-            }
-        }
-    }
-    found.sort_by(|one, other| (one.id, &one.path).cmp(&(other.id, &other.path)));
-    Ok(found)
-}
-
-fn place(path: PathBuf) -> Place {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let id = name.as_deref().and_then(parse).unwrap_or(GenerationId { number: 0, first_index: 0 });
-    Place { path, id }
-}
-
-/// The name of a generation, also with the number that setting aside adds to a name that is taken.
-fn parse(name: &str) -> Option<GenerationId> {
-    let name = name.strip_prefix("dead-").unwrap_or(name);
-    let plain =
-        name.split_once('.').map_or(name, |(plain, rest)| if rest.parse::<u32>().is_ok() { plain } else { name });
-    GenerationId::parse(plain)
-}
-
-/// The agent, if its `state` is near.
-fn agent_of(path: &Path) -> Option<String> {
-    let near = [path.join("outbox/state"), path.join("state"), path.join("../state"), path.join("../../state")];
-    near.iter().find_map(|path| match state::read(path) {
-        Ok(Loaded::State(state)) => Some(state.agent),
-        _ => None,
-    })
+    teller.finish()
 }
 
 /// All blocks of a generation that can be proven, by index, without overlap.
 fn blocks_of(bench: &Bench, place: &Place) -> Result<(BTreeMap<u64, Block>, SalvagedGeneration), LookError> {
     let mut told = SalvagedGeneration { path: place.path.display().to_string(), ..SalvagedGeneration::default() };
     let mut blocks = BTreeMap::new();
-    match through_database(bench, place, |_| true, &mut blocks)? {
-        Ok(()) => {}
-        Err(fault) => told.fault = Some(fault),
+    if let Err(fault) = through_database(bench, place, |_| true, &mut blocks)? {
+        told.fault(fault);
     }
     told.from_database = blocks.len() as u64;
     if told.fault.is_some() {
@@ -179,35 +136,53 @@ fn blocks_of(bench: &Bench, place: &Place) -> Result<(BTreeMap<u64, Block>, Salv
         told.from_log = blocks.len() as u64 - told.from_database;
     }
     let before = blocks.len();
-    for block in raw::blocks_in(&place.path)? {
+    let (found, faults) = raw::blocks_in(&place.path);
+    for block in found {
         insert(&mut blocks, block);
     }
+    faults.into_iter().for_each(|fault| told.fault(fault));
     told.from_bytes = (blocks.len() - before) as u64;
+    if blocks.is_empty() {
+        told.fault("no block came back".to_owned());
+    }
     Ok((blocks, told))
 }
 
-/// Opens a copy and reads every block; the inner error is what is wrong with it.
+/// Opens a copy and reads every block; the inner error is what is wrong with it. The outer one is of this machine, not of
+/// what is recovered.
 fn through_database(
     bench: &Bench,
     place: &Place,
     wanted: impl Fn(&str) -> bool,
     blocks: &mut BTreeMap<u64, Block>,
 ) -> Result<Result<(), String>, LookError> {
-    let copied = bench.copy(&place.path, place.id, wanted);
-    if let Err(error) = copied {
-        return match error.kind() {
-            std::io::ErrorKind::InvalidData => Ok(Err(error.to_string())),
-            _ => Err(LookError::io("copy", &place.path)(error)),
-        };
-    }
-    match bench.open(place.id) {
-        Ok(generation) => Ok(read_all(&generation, blocks)),
-        Err(StoreError::Full(text)) => Err(LookError::Store(format!(
+    let no_room = |text: String| {
+        LookError::Store(format!(
             "there is no room in {}: name another place with --temp-dir ({text})",
             bench.path().display()
-        ))),
-        Err(error) => Ok(Err(error.to_string())),
-    }
+        ))
+    };
+    let unread = match bench.copy(&place.path, place.id, wanted) {
+        Ok(unread) => bench::tell(&unread),
+        // Damaged, not allowed, or gone meanwhile: the next generation may be better.
+        Err(Failed::From(error)) => return Ok(Err(format!("cannot be copied: {error}"))),
+        Err(Failed::To(error)) => {
+            return Err(match StoreError::of_io(error) {
+                StoreError::Full(text) => no_room(text),
+                error => LookError::Store(format!("cannot write to {}: {error}", bench.path().display())),
+            });
+        }
+    };
+    let read = match bench.open(place.id) {
+        Ok(generation) => read_all(&generation, blocks),
+        Err(StoreError::Full(text)) => return Err(no_room(text)),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok(match (unread, read) {
+        (None, read) => read,
+        (Some(unread), Ok(())) => Err(unread),
+        (Some(unread), Err(fault)) => Err(format!("{unread}; {fault}")),
+    })
 }
 
 fn read_all(generation: &Generation, blocks: &mut BTreeMap<u64, Block>) -> Result<(), String> {
@@ -255,12 +230,27 @@ struct Teller<'a, 'b> {
     out: &'a mut Out<'b>,
     agent: Option<String>,
     salvaged: Salvaged,
-    /// Last sequence told.
+    /// Last sequence told, or known to be none of what is recovered.
     last: Option<u64>,
+    /// After the last sequence that stood in a generation.
+    end: u64,
     known: Known,
 }
 
-impl Teller<'_, '_> {
+impl<'a, 'b> Teller<'a, 'b> {
+    fn new(out: &'a mut Out<'b>, agent: Option<String>) -> Self {
+        Self { out, agent, salvaged: Salvaged::default(), last: None, end: 0, known: Known::default() }
+    }
+
+    /// What stood after the last reading that came back is missing too.
+    fn finish(mut self) -> Result<Salvaged, LookError> {
+        let next = self.last.map_or(self.end, |last| last + 1);
+        if next < self.end {
+            self.missing(next, self.end - 1)?;
+        }
+        Ok(self.salvaged)
+    }
+
     fn tell(&mut self, line: &str) -> Result<(), LookError> {
         (self.out)(line).map_err(LookError::Output)
     }
@@ -270,7 +260,12 @@ impl Teller<'_, '_> {
         blocks: BTreeMap<u64, Block>,
         mut told: SalvagedGeneration,
         limit: u64,
+        bounds: Bounds,
     ) -> Result<(), LookError> {
+        if let (None, Some(first)) = (self.last, bounds.first) {
+            self.last = Some(first.saturating_sub(1));
+        }
+        self.end = self.end.max(bounds.end.unwrap_or(0));
         for block in blocks.values() {
             collect_segments(&block.raw, &mut self.known.segments);
             self.known.collect_notes(&block.raw);

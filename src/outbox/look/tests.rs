@@ -639,3 +639,54 @@ fn a_directory_that_may_not_be_written_is_read_all_the_same() {
         fs::set_permissions(path, mode).unwrap();
     }
 }
+
+#[test]
+fn salvage_goes_on_after_a_generation_that_gives_nothing_and_names_what_stood_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 4500);
+    let all = databases(dir.path());
+    assert!(all.len() >= 3);
+    let (_, told) = salvaged(dir.path());
+    assert!(told.is_whole(), "{told:?}");
+
+    // The oldest goes while it is looked at, as when room is made in damaged/; of the newest nothing is left.
+    fs::write(all[all.len() - 1].join("db"), vec![0; 100_000]).unwrap();
+    let mut lines = Lines::default();
+    let mut remove = |done, _| {
+        if done == 0 {
+            fs::remove_dir_all(&all[0]).unwrap();
+        }
+    };
+    let told = salvage(dir.path(), None, &mut remove, &mut |line| {
+        lines.take(line);
+        Ok(())
+    });
+    let told = told.unwrap();
+    assert!(!told.is_whole());
+    let faults: Vec<_> = told.generations.iter().map(|generation| generation.fault.is_some()).collect();
+    assert!(faults[0] && faults[faults.len() - 1] && !faults[1], "{told:?}");
+    let missing: Vec<_> = told.missing.iter().map(|gap| (gap.from, gap.to, &*gap.reason)).collect();
+    let (first, last) = (told.generations[1].first.unwrap(), told.generations[faults.len() - 2].last.unwrap());
+    assert_eq!(missing, [(1, first - 1, NOT_RECOVERED), (last + 1, 4500, NOT_RECOVERED)]);
+    assert!(lines.readings.keys().copied().eq(first..=last));
+    let values = values(&wanted);
+    assert!(lines.readings.iter().all(|(sequence, value)| values.get(sequence) == Some(value)));
+}
+
+#[test]
+fn salvage_keeps_away_from_files_in_use_whatever_a_directory_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let state_dir = dir.path().join("damaged");
+    filled(&state_dir, 100);
+    let set_aside = state_dir.join("outbox/damaged/one");
+    fs::create_dir_all(&set_aside).unwrap();
+    fs::copy(databases(&state_dir)[0].join("db"), set_aside.join("db")).unwrap();
+    let rig = Rig::open_with(&state_dir, small());
+    let ask = |path: &Path| salvage(path, None, &mut |_, _| {}, &mut |_| Ok(()));
+    for path in [state_dir.clone(), state_dir.join("outbox"), databases(&state_dir)[0].clone()] {
+        assert!(matches!(ask(&path), Err(LookError::InUse(_))), "{}", path.display());
+    }
+    assert_eq!(ask(&set_aside).unwrap().generations.len(), 1);
+
+    rig.close();
+}

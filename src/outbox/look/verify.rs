@@ -22,6 +22,7 @@ use super::blocks::{self, Checked};
 use super::line::Line;
 use super::live::Shelves;
 use super::looker::Looker;
+use super::rescue;
 use super::{LookError, Out};
 
 const SLOT_TRIES: u32 = 3;
@@ -184,6 +185,9 @@ impl Verifier<'_, '_> {
             }
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if rescue::is_of_medium(&error) => {
+                self.found(Level::Damage, name, None, format!("cannot be read from the medium: {error}"))
+            }
             Err(error) => Err(LookError::io("read", &path)(error)),
         }
     }
@@ -219,7 +223,13 @@ impl Verifier<'_, '_> {
                 self.found(Level::Damage, &name, None, format!("cannot be opened or read: {why}"))?;
                 return Ok(None);
             }
-            Err(error) => return Err(LookError::Store(format!("{id}: {error}"))),
+            Err(error) => {
+                return Err(match (shelves, error) {
+                    (Shelves::Files(files), error) => files.failure(id, error),
+                    (Shelves::Live(_), error @ StoreError::Later(_)) => LookError::Foreign(format!("{id}: {error}")),
+                    (Shelves::Live(_), error) => LookError::Store(format!("{id}: {error}")),
+                });
+            }
         };
         self.verified.generations += 1;
         self.verified.blocks += checked.blocks;

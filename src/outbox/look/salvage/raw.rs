@@ -5,7 +5,8 @@
 //! where the checksum comes out right; what it unpacks to must be as many entries as it says. Of two that disagree
 //! about an entry the one in the younger segment of the file is taken: a segment begins with its log number.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,24 +14,40 @@ use bytes::Bytes;
 use super::super::super::block::{self, Decoder, HEAD_BYTES, RAW_BYTES_MAX};
 use super::super::super::entry::{ENTRY_HEAD_BYTES, Framed};
 use super::super::super::generation::{SEGMENT_BYTES, block_bytes_max};
-use super::super::LookError;
+use super::super::rescue::{self, Failed};
 use super::Block;
 
 /// A file beyond this is none of ours.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// Blocks in the files of a generation, youngest first.
-pub(super) fn blocks_in(generation: &Path) -> Result<Vec<Block>, LookError> {
-    let mut found = Vec::new();
+/// Blocks in the files of a generation, youngest first, and what is wrong with its files.
+pub(super) fn blocks_in(generation: &Path) -> (Vec<Block>, Vec<String>) {
+    let (mut found, mut faults) = (Vec::new(), Vec::new());
     for path in files(generation) {
-        let len = fs::symlink_metadata(&path).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 });
-        if len == 0 || len > FILE_BYTES_MAX {
-            continue;
+        match read(&path) {
+            Ok(bytes) => found.extend(scan(&bytes)),
+            Err(error) => faults.push(format!("cannot read {}: {error}", path.display())),
         }
-        found.extend(scan(&fs::read(&path).map_err(LookError::io("read", &path))?));
     }
     found.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-    Ok(found.into_iter().map(|(_, block)| block).collect())
+    (found.into_iter().map(|(_, block)| block).collect(), faults)
+}
+
+/// A file, zeros where the medium does not give it (which the copy has told); nothing, if it is none of ours.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let meta = fs::symlink_metadata(path)?;
+    if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
+        return Ok(Vec::new());
+    }
+    let mut bytes = Vec::new();
+    let read = rescue::read(&File::open(path)?, meta.len(), |_, chunk| {
+        bytes.extend_from_slice(chunk);
+        Ok(())
+    });
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(Failed::From(error) | Failed::To(error)) => Err(error),
+    }
 }
 
 /// The log, and large values that stand beside it.
