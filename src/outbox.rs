@@ -549,7 +549,9 @@ fn share(opened: &recovery::Opened, state: StateFile, metrics: OutboxMetrics, co
         view.generations.push_back(Writer::listed_current(&current.generation, current.summary.first_sequence));
     }
     if !state.state.clean {
-        view.protected = Some((opened.committed + 1, opened.committed + IN_DOUBT_MAX));
+        // What comes from now on no process can have sent: it is nobody's but the policy's.
+        let last = (opened.committed + IN_DOUBT_MAX).min(opened.next_sequence - 1);
+        view.protected = (last > opened.committed).then_some((opened.committed + 1, last));
     }
     let held = HeldBytes::new(config.held_bytes_max.bytes());
     let progress = Progress::new("outbox-writer", Duration::from_secs(120));

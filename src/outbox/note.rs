@@ -38,6 +38,8 @@ impl Note {
 
     /// What the drain gets, from `from` on.
     pub(super) fn hole(&self, from: u64) -> Hole {
+        // Of a part nobody knows how much it held; the part before it told all.
+        let whole = from <= self.from;
         Hole {
             from: Sequence(from.max(self.from)),
             to: Sequence(self.to),
@@ -47,8 +49,8 @@ impl Note {
             boot_id: self.boot_id.clone(),
             noted: self.noted,
             reason: self.reason.clone(),
-            bytes: self.bytes,
-            sources: self.sources.clone(),
+            bytes: if whole { self.bytes } else { 0 },
+            sources: if whole { self.sources.clone() } else { Vec::new() },
             previous: self.previous,
         }
     }
@@ -113,13 +115,19 @@ impl Notes {
         self.0.get(at).filter(|note| note.covers(sequence))
     }
 
-    /// Adds a note. What others name already stays theirs; neighbours with one reason, life and segment merge.
+    /// Adds a note. What others name already stays theirs; neighbours with one reason and life merge.
     pub(super) fn add(&mut self, note: Note) {
+        self.add_beyond(0, note);
+    }
+
+    /// The same, but nothing merges into a note that begins at or below `told`: the drain has told it, and would tell its
+    /// counts again.
+    pub(super) fn add_beyond(&mut self, told: u64, note: Note) {
         for (from, to) in self.uncovered(note.from, note.to) {
             let at = self.0.partition_point(|other| other.to < from);
             self.0.insert(at, Note { from, to, ..note.clone() });
-            self.merge_at(at + 1);
-            self.merge_at(at);
+            self.merge_at(at + 1, told);
+            self.merge_at(at, told);
         }
     }
 
@@ -140,12 +148,13 @@ impl Notes {
     }
 
     /// Merges the note at `at` into the one before it, if they tell the same.
-    fn merge_at(&mut self, at: usize) {
+    fn merge_at(&mut self, at: usize, told: u64) {
         if at == 0 || at >= self.0.len() {
             return;
         }
         let (left, right) = (&self.0[at - 1], &self.0[at]);
         let same = left.to + 1 == right.from
+            && left.from > told
             && left.reason == right.reason
             && left.incarnation == right.incarnation
             && left.previous == right.previous;
@@ -205,6 +214,23 @@ mod tests {
         notes.add(note(31, 40, "damage"));
         assert_eq!(ranges(&notes).len(), 2);
         assert!(notes.covering(41).is_none());
+    }
+
+    #[test]
+    fn what_was_told_is_not_counted_again() {
+        let mut notes = Notes::default();
+        notes.add_beyond(0, note(1, 10, "purge"));
+        notes.add_beyond(0, note(11, 20, "purge"));
+        // The drain has told the first twenty, and pos is not synced yet.
+        notes.add_beyond(20, note(21, 30, "purge"));
+        notes.add_beyond(20, note(31, 40, "purge"));
+        let want = [(1, 20, "purge"), (21, 40, "purge")];
+        assert_eq!(ranges(&notes), want.map(|(a, b, r)| (a, b, r.to_owned())));
+        let hole = notes.covering(21).expect("covered").hole(21);
+        assert_eq!((hole.bytes, hole.sources), (20, vec![("a".into(), 20)]));
+        // Merged all the same, as after a restart: what the rest held is not known.
+        let rest = notes.covering(21).expect("covered").hole(25);
+        assert_eq!((rest.bytes, rest.sources), (0, vec![]));
     }
 
     #[test]

@@ -220,6 +220,40 @@ fn readings_older_than_max_age_are_dropped_and_told() {
     rig.close();
 }
 
+#[test]
+fn the_last_readings_expire_although_nothing_comes_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_policy(WhenFull::Block);
+    settings.config.max_age = config::Limit::At(config::Span(Duration::from_millis(400)));
+    let mut rig = Rig::open_with(dir.path(), settings);
+    rig.outbox.protect(Sequence(1), Sequence(0));
+    rig.append_all(&bulk(3));
+    wait_until("they go", || rig.outbox.status().dropped == 3);
+    let items = read_all(&mut rig.outbox.reader(), 0);
+    assert_eq!(holes(&items), [(1, 3, "max_age".to_owned())]);
+    rig.close();
+}
+
+#[test]
+fn what_comes_after_an_unclean_start_is_not_taken_for_what_may_have_been_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropOldest));
+    rig.append_all(&bulk(5));
+    let began = IdentityChange::SessionBegins { ledger: Nonce([0; 8]), own: Nonce([1; 8]) };
+    rig.outbox.change_identity(began).unwrap();
+    rig.close();
+    // Delivery says nothing: Kafka is away. The first five are in doubt, all that comes is the policy's.
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropOldest));
+    for reading in bulk(3000) {
+        rig.submit(vec![reading], None);
+    }
+    rig.outcomes(3000);
+    let items = read_all(&mut rig.outbox.reader(), 0);
+    assert_eq!(readings(&items)[..5], bulk(5), "in doubt");
+    assert!(holes(&items).iter().all(|(from, ..)| *from > 5) && !holes(&items).is_empty(), "{:?}", holes(&items));
+    rig.close();
+}
+
 /// Watches the bytes below a directory until told to end; the most there ever were.
 fn watch(dir: &Path) -> (Arc<std::sync::atomic::AtomicBool>, std::thread::JoinHandle<u64>) {
     let end = Arc::new(std::sync::atomic::AtomicBool::new(false));

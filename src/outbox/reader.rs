@@ -47,6 +47,10 @@ impl Reader {
         let mut next = after.0 + 1;
         let mut sight = self.look_at(next)?;
         while next <= sight.durable_sequence && batch.items.len() < budget.records_max {
+            // A run of purged readings is one item, however many databases it takes to read it.
+            if next - after.0 > super::IN_DOUBT_MAX && !batch.items.is_empty() {
+                break;
+            }
             if let Some(note) = sight.notes.covering(next) {
                 if !fits_life(&batch, note.incarnation) {
                     break;
@@ -98,16 +102,21 @@ impl Reader {
         Ok(batch)
     }
 
-    /// What is being purged is waited for: then it is a hole.
+    /// What is being purged, here or further on, is waited for: then it is a hole. Else a batch that begins before the
+    /// purge would run into it by what it saw before.
     fn look_at(&self, next: u64) -> Result<Sight, ReadError> {
         let deadline = Instant::now() + NOTE_WAIT;
         let shared = self.walk.shelf.shared();
-        while shared.wait(deadline, |view| !view.is_purging(next)).is_purging(next) {
-            if Instant::now() >= deadline || shared.view().closed {
+        loop {
+            let view = shared.wait(deadline, |view| !view.is_purging_from(next));
+            if !view.is_purging_from(next) {
+                // Under the same lock: a purge that begins from now on sees what delivery has protected.
+                return Ok(Sight::of(&view));
+            }
+            if view.closed || Instant::now() >= deadline {
                 return Err(ReadError::Store("a purge does not end".to_owned()));
             }
         }
-        Ok(self.walk.shelf.sight())
     }
 
     /// What stands at `next`. A generation that is damaged is set aside by the writer.

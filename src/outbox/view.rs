@@ -158,8 +158,9 @@ impl View {
         if self.marks.holds(id.number) { None } else { self.generations.remove(at) }
     }
 
-    pub(super) fn is_purging(&self, sequence: u64) -> bool {
-        self.purging.is_some_and(|(from, to)| from <= sequence && sequence <= to)
+    /// Whether a purge is under way in what stands at this sequence or after it.
+    pub(super) fn is_purging_from(&self, sequence: u64) -> bool {
+        self.purging.is_some_and(|(_, to)| sequence <= to)
     }
 
     pub(super) fn positions(&self) -> Positions {

@@ -183,6 +183,7 @@ impl Writer {
             if self.is_due() {
                 self.commit();
             }
+            self.rotate_if_old();
             self.sync_position_if_due();
             if self.timers.metrics_are_due() {
                 self.update_metrics();
@@ -214,7 +215,12 @@ impl Writer {
         }
         self.shared.progress.beat();
         while let Ok(command) = self.commands.try_recv() {
+            let is_long = matches!(command, Command::Purge(..) | Command::Replay(..));
             self.take(command);
+            if is_long {
+                // Intake goes on between two steps.
+                break;
+            }
         }
     }
 

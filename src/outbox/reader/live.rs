@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::directory::GenerationId;
 use super::super::entry::Segment;
 use super::super::generation::{Generation, StoreError};
-use super::super::view::{Listed, Mark, Shared};
+use super::super::view::{Listed, Mark, Shared, View};
 use super::place::Sight;
 use super::walk::{Shelf, Taken};
 
@@ -51,16 +51,22 @@ impl Live {
     }
 }
 
-impl Shelf for Live {
-    fn sight(&self) -> Sight {
-        let view = self.shared.view();
-        Sight {
+impl Sight {
+    /// As the view has it now.
+    pub(in crate::outbox) fn of(view: &View) -> Self {
+        Self {
             durable_index: view.durable_index,
             durable_sequence: view.durable_sequence,
             notes: view.notes.clone(),
             purges: view.purges.clone(),
             segments: view.segments.clone(),
         }
+    }
+}
+
+impl Shelf for Live {
+    fn sight(&self) -> Sight {
+        Sight::of(&self.shared.view())
     }
 
     fn take(&mut self, sequence: u64) -> Taken {

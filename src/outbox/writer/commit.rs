@@ -264,7 +264,8 @@ impl Writer {
                     noted = true;
                 }
                 Work::Note(note, done) => {
-                    self.memory.notes.add(*note);
+                    let told = self.shared.view().committed;
+                    self.memory.notes.add_beyond(told, *note);
                     noted = true;
                     if done.is_some_and(|done| done.send(()).is_err()) {
                         log::debug!("nobody waits for the note any more");

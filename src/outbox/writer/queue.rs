@@ -97,17 +97,18 @@ impl Queue {
 
     /// The first work that needs no room: a note, or a control entry of a source none of whose arrivals waits before it.
     pub(super) fn pop_needing_no_room(&mut self) -> Option<Work> {
-        let mut waiting: Vec<*const Source> = Vec::new();
+        // By name: a reload gives a source another handle, and its packet identifiers stay in order all the same.
+        let mut waiting: Vec<SourceId> = Vec::new();
         let may_go = |work: &Work| match work {
             Work::Note(..) | Work::Purge(_) => true,
             Work::Told(..) | Work::Copy(..) => false,
             Work::Arrival(source, _) => {
-                if !waiting.contains(&Arc::as_ptr(source)) {
-                    waiting.push(Arc::as_ptr(source));
+                if !waiting.contains(&source.id) {
+                    waiting.push(source.id.clone());
                 }
                 false
             }
-            Work::Control(source, _) => !waiting.contains(&Arc::as_ptr(source)),
+            Work::Control(source, _) => !waiting.contains(&source.id),
         };
         let at = self.works.iter().position(may_go)?;
         self.works.remove(at)

@@ -55,7 +55,10 @@ impl Writer {
         }
         // After a restart nobody must look for what is removed here.
         if let Err(error) = self.sync_position() {
-            log::error!("cannot write outbox/pos ({error}): delivered generations stay until it can be written");
+            let text = format!("cannot write outbox/pos ({error}): delivered generations stay until it can be written");
+            if self.timers.may_tell(&text) {
+                log::error!("{text}");
+            }
             return false;
         }
         ids.iter().map(|id| self.remove_files(*id)).fold(true, |all, one| all & one)

@@ -30,6 +30,19 @@ impl Writer {
             || (current.raw_bytes > 0 && current.made_at.elapsed() >= age_max)
     }
 
+    /// When nothing comes any more, age alone ends a generation: what is closed can expire and leave the disk.
+    pub(super) fn rotate_if_old(&mut self) {
+        let idle = self.queue.is_empty() && self.flights.is_empty();
+        if !idle || self.room.is_full() || self.timers.is_waiting_out() {
+            return;
+        }
+        if self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
+            if let Err(stop) = self.rotate() {
+                self.failed(&stop);
+            }
+        }
+    }
+
     /// Closes the newest generation and makes the next. Nothing may be under way.
     pub(super) fn rotate(&mut self) -> Result<(), Stop> {
         debug_assert!(self.flights.is_empty());
