@@ -50,8 +50,10 @@ impl Run {
 }
 
 fn reading(n: u64, bytes: usize) -> Reading {
-    let filler: String =
-        (0..bytes).map(|at| char::from(b'a' + ((n * 31 + at as u64 * at as u64) % 26) as u8)).collect();
+    let letter = |at: usize| char::from(b'a' + ((n * 31 + (at * at) as u64) % 26) as u8);
+    let pattern: String = (0..bytes.min(64)).map(letter).collect();
+    let mut filler = pattern.repeat(bytes / pattern.len().max(1));
+    filler.truncate(bytes);
     Reading {
         topic: "telemetry".into(),
         device: format!("line-{}", n % 3).into(),
@@ -507,6 +509,139 @@ fn damage_has_an_exit_code_and_salvage_gets_the_rest() {
     assert!(tree(&place.path("state")) == before, "something changed");
     let run = salvage(&["f.toml"]);
     assert_eq!(run.code, Some(74), "{}", run.err);
+}
+
+/// A serial device on a pseudo terminal: our end, theirs (kept open), and its name.
+fn serial_device() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd, String) {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let mut settings = tcgetattr(&theirs).unwrap();
+    settings.make_raw();
+    tcsetattr(&theirs, OptionalActions::Now, &settings).unwrap();
+    (ours, theirs, name)
+}
+
+#[test]
+fn it_is_exact_while_the_daemon_appends() {
+    let (ours, _theirs, name) = serial_device();
+    let place =
+        Place::with(&format!("[sources.meter]\ntype = \"serial\"\npath = \"{name}\"\nkeep_first_partial = true\n"));
+    place.fill(500, 1500);
+    let daemon = place.daemon();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let device = std::thread::Builder::new().spawn(move || {
+        let mut sent = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            sent += 1;
+            let text = format!("frame {sent}\n");
+            // Always under way, and yet an export is soon done.
+            std::thread::sleep(Duration::from_millis(1));
+            let mut bytes = text.as_bytes();
+            while !bytes.is_empty() {
+                bytes = &bytes[rustix::io::write(&ours, bytes).unwrap()..];
+            }
+        }
+        (sent, ours)
+    });
+    let device = device.unwrap();
+    let (mut last, mut rounds) = (0, 0);
+    while last < 1000 || rounds < 3 {
+        rounds += 1;
+        let before = place.run(&["outbox", "inspect", "--json"]).json()["durable"].as_u64().unwrap();
+        let run = place.run(&["outbox", "export"]);
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        let (readings, gaps) = run.lines();
+        assert_eq!(gaps, Vec::<Value>::new());
+        for (line, sequence) in readings.iter().zip(1..) {
+            assert_eq!(line["sequence"], sequence);
+            if sequence > 500 {
+                assert_eq!(line["value"], format!("frame {}", sequence - 500));
+            }
+        }
+        last = readings.len() as u64;
+        assert!(last >= before, "{last} of at least {before}");
+        let run = place.run(&["outbox", "verify"]);
+        assert_eq!(run.code, Some(0), "{}{}", run.text(), run.err);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (sent, _ours) = device.join().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while place.run(&["outbox", "inspect", "--json"]).json()["durable"] != 500 + sent {
+        assert!(Instant::now() < deadline, "everything sent was stored while it was looked at");
+    }
+    let inspection = place.run(&["outbox", "inspect", "--json"]).json();
+    assert_eq!(
+        (&inspection["sources"]["meter"]["readings"], &inspection["waiting"]),
+        (&sent.into(), &(500 + sent).into())
+    );
+    drop(daemon);
+}
+
+#[test]
+fn an_export_of_any_size_takes_the_same_memory() {
+    let place = Place::new();
+    // They compress well: little on disk, 180 MB of text.
+    let mut filler = place.open();
+    (0..36).for_each(|_| filler.append(50, 100_000));
+    filler.outbox.close(PATIENCE);
+    // Address space in KiB: the whole process, its libraries included, may take less than what it writes.
+    let script = "ulimit -v 160000 && exec \"$0\" outbox export --config f.toml";
+    let mut shell = Command::new("sh");
+    let mut child = shell
+        .current_dir(place.directory.path())
+        .args(["-c", script, env!("CARGO_BIN_EXE_fieldpost")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let bytes = std::io::copy(&mut child.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(bytes > 170_000_000, "{bytes}");
+}
+
+/// Lines of the fenced blocks of one language in a section of a page.
+fn examples(section: &str, language: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/outbox.md")).unwrap();
+    let section = page.split("\n## ").find(|part| part.starts_with(section)).unwrap();
+    let blocks = section.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix(language));
+    blocks.flat_map(|block| block.lines().filter(|line| !line.is_empty()).map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_examples_of_the_page_work() {
+    let place = Place::new();
+    place.fill(20, 10);
+    let copied = Command::new("cp").arg("-a").arg(place.path("state")).arg(place.path("copy-of-gateway-7")).status();
+    assert!(copied.unwrap().success());
+    let commands = examples("Looking into it", "sh\n");
+    assert!(commands.len() >= 8, "{commands:?}");
+    for text in commands {
+        let command =
+            text.split(" | ").next().unwrap().replace("/var/lib/fieldpost/outbox/damaged", "copy-of-gateway-7");
+        let mut words: Vec<_> = command.split(' ').collect();
+        assert_eq!(words.remove(0), "fieldpost");
+        let run = if words[1] == "salvage" {
+            let output = place.command(&words).output().unwrap();
+            Run { code: output.status.code(), out: output.stdout, err: String::from_utf8(output.stderr).unwrap() }
+        } else {
+            place.run(&words)
+        };
+        assert_eq!(run.code, Some(0), "{text}: {}{}", run.text(), run.err);
+    }
+    // The lines that are shown have the fields of real ones.
+    let real = place.run(&["outbox", "export", "--to", "1"]).lines().0.remove(0);
+    let shown: Vec<Value> =
+        examples("Looking into it", "json\n").iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&shown[0]), names(&real));
+    let gap = fieldpost::outbox::look::Line::read(&shown[1].to_string()).unwrap();
+    assert!(matches!(gap, Some(fieldpost::outbox::look::Line::Gap(_))), "{gap:?}");
 }
 
 #[test]

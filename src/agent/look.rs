@@ -15,7 +15,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::outbox::look::{Line, Out, Wanted};
@@ -83,8 +83,7 @@ fn stream(
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
     let outbox = looks.outbox;
     tokio::task::spawn_blocking(move || {
-        let _place = place;
-        let mut chunks = Chunks { sender, chunk: Vec::new() };
+        let mut chunks = Chunks { _place: place, sender, chunk: Vec::new() };
         let ended = work(&mut outbox.look(), &mut |line| chunks.line(line));
         let told = match ended {
             Ok(()) => Ok(()),
@@ -102,6 +101,8 @@ fn stream(
 
 /// Lines on their way.
 struct Chunks {
+    /// Given back before whoever asked sees the end: the next one finds it free.
+    _place: OwnedSemaphorePermit,
     sender: mpsc::Sender<Result<Bytes, Infallible>>,
     chunk: Vec<u8>,
 }

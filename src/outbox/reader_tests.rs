@@ -89,3 +89,25 @@ fn a_policy_drops_what_no_reader_is_in() {
     assert!(!holes(&items).is_empty());
     rig.close();
 }
+
+/// Opening clears half-made snapshots away: two that open one database at once would clear away each other's.
+#[test]
+fn one_reader_opens_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rig, _, closed) = filled(dir.path());
+    let opening = rig.outbox.shared.opening();
+    let readers = [(); 4].map(|()| {
+        let mut reader = rig.outbox.reader();
+        let first = Sequence(closed[0].first - 1);
+        std::thread::Builder::new()
+            .spawn(move || reader.batch_after(first, ONE).map(|batch| batch.items.len()))
+            .unwrap()
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(readers.iter().all(|reader| !reader.is_finished()), "somebody opened beside another");
+    drop(opening);
+    for reader in readers {
+        assert_eq!(reader.join().unwrap().unwrap(), 1);
+    }
+    rig.close();
+}

@@ -105,6 +105,8 @@ pub(super) struct Shared {
     pub(super) metrics: OutboxMetrics,
     pub(super) progress: Progress,
     pub(super) held: HeldBytes,
+    /// Held while a reader opens a database. What one opening clears away another may be just writing.
+    opening: Mutex<()>,
     /// A wake-up for the writer is in its channel.
     nudged: AtomicBool,
 }
@@ -185,12 +187,18 @@ impl Shared {
             metrics,
             progress,
             held,
+            opening: Mutex::new(()),
             nudged: AtomicBool::new(false),
         }
     }
 
     pub(super) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One reader opens at a time.
+    pub(super) fn opening(&self) -> MutexGuard<'_, ()> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {

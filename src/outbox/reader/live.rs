@@ -46,6 +46,11 @@ impl Live {
         Some(listed)
     }
 
+    /// The handle of a generation that somebody has open.
+    fn live(&self, id: GenerationId) -> Option<Arc<Generation>> {
+        self.shared.view().generations.iter().find(|listed| listed.id == id)?.live.upgrade()
+    }
+
     pub(in crate::outbox) fn shared(&self) -> &Shared {
         &self.shared
     }
@@ -83,6 +88,11 @@ impl Shelf for Live {
     /// A database is open only once in a process: the handle is shared by all readers and the writer.
     fn open(&mut self, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
         if let Some(generation) = listed.live.upgrade() {
+            return Ok(generation);
+        }
+        let _one_at_a_time = self.shared.opening();
+        // Somebody may have opened it while we waited.
+        if let Some(generation) = self.live(listed.id) {
             return Ok(generation);
         }
         let opened = Generation::open_closed(&self.shared.directory, listed.id);
