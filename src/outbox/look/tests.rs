@@ -316,29 +316,35 @@ fn retained_readings_keep_their_identity() {
     let mut with_retain = small();
     with_retain.config.retain = ByteSize::mib(32);
     let mut rig = Rig::open_with(dir.path(), with_retain.clone());
-    rig.append_all(&(1..=3000).map(reading).collect::<Vec<_>>());
-    let epoch = rig.outbox.identity().incarnation.epoch();
-    trim(&rig.outbox, 3000);
+    rig.append_all(&(1..=4500).map(reading).collect::<Vec<_>>());
+    let old = rig.outbox.identity().incarnation.epoch();
+    trim(&rig.outbox, 4500);
     rig.outbox.sync_position().unwrap();
     rig.close();
-    // A start that forgets the segments of what is delivered, and begins another.
+    // Without its newest generation the outbox goes on as a new incarnation; the old one is delivered and forgotten.
+    fs::remove_dir_all(databases(dir.path()).last().unwrap()).unwrap();
     let mut rig = Rig::open_with(dir.path(), with_retain);
-    rig.append_all(&(3001..=6000).map(reading).collect::<Vec<_>>());
-    trim(&rig.outbox, 6000);
+    let new = rig.outbox.identity().incarnation.epoch();
+    assert_ne!(old, new);
+    rig.append_all(&(1..=3000).map(reading).collect::<Vec<_>>());
+    let durable = rig.outbox.positions().durable.0;
+    trim(&rig.outbox, durable);
     rig.outbox.sync_position().unwrap();
-    let mut count = 0;
+    wait_until("forgotten", || rig.outbox.shared.view().segments.len() == 1);
+    let mut seen = BTreeMap::new();
     rig.outbox
         .look()
         .export(&everything(), &mut |line| {
             if Line::read(line).unwrap().is_none() {
-                count += 1;
                 let read: Value = serde_json::from_str(line).unwrap();
+                let epoch = if read["sequence"].as_u64().unwrap() <= 4500 { &old } else { &new };
                 assert_eq!(read["ce_id"], format!("gw-1/{epoch}/{}", read["sequence"]));
+                *seen.entry(epoch.clone()).or_insert(0) += 1;
             }
             Ok(())
         })
         .unwrap();
-    assert_eq!(count, 6000);
+    assert!(seen[&old] > 1000 && seen[&new] == 3000, "{seen:?}");
     let inspection = rig.outbox.look().inspect().unwrap();
     assert!(inspection.retained_bytes > 0 && inspection.waiting == 0);
     rig.close();
@@ -433,6 +439,8 @@ fn verify_names_every_kind_of_damage_and_changes_nothing() {
             file.write_all_at(&[0x5a; 700_000], len / 4).unwrap();
         });
         assert!(!names(&found, Level::Damage).is_empty(), "{name} {found:?}");
+        let ranged = found.iter().any(|one| one.level == Level::Damage && one.file == *name && one.from.is_some());
+        assert!(ranged || name == newest, "{name}: the range is named at its own generation: {found:?}");
     }
     let found = hurt(&|outbox| {
         let directory = directory::Directory::new(outbox.to_owned());
