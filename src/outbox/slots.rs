@@ -21,10 +21,12 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Opens or makes the file; the payload that holds, if there is one. The caller syncs the directory.
+    /// Opens or makes the file; the payload that holds, if there is one. It is on the medium when this returns: who was
+    /// killed between a write and its sync left it unsynced, and nobody would write it again. The caller syncs the directory.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Vec<u8>>)> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         take_room(&file)?;
+        file.sync_all()?;
         let newest = read_newest(&file)?;
         let (counter, payload) = newest.map_or((0, None), |(counter, payload)| (counter, Some(payload)));
         Ok((Self { file, counter }, payload))
@@ -64,7 +66,7 @@ fn take_room(file: &File) -> io::Result<()> {
             file.set_len(all)?;
         }
     }
-    file.sync_all()
+    Ok(())
 }
 
 /// The payload that holds, without changing the file.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chain::Chain;
 use super::dice::Dice;
+use super::journal::Op;
 use super::marks::Expectation;
 use super::recorder::{self, Recorded, Run, Skip, Work};
 use super::workloads::{Damage, Workload};
@@ -76,9 +77,10 @@ fn getrandom_bytes() -> [u8; 8] {
 /// Runs the plan.
 pub fn run(plan: &Plan) -> Tally {
     let tally = Tally::default();
-    let work = Work::new();
     let count = plan.workloads.len() as u64;
     for (at, workload) in plan.workloads.iter().enumerate() {
+        // One for each: recordings are large, and may stand in memory.
+        let work = Work::new();
         let until = plan.cuts * (at as u64 + 1) / count;
         let dice = Dice::new(plan.seed).fork(crc32fast::hash(workload.name.as_bytes()).into());
         let (cuts, bad) = (tally.count(&tally.cuts), tally.count(&tally.bad));
@@ -179,4 +181,31 @@ fn damage_one(outbox: &Path, damage: Damage, dice: &mut Dice) {
     let (from, to) = (bytes.len() / 8, bytes.len() / 2);
     bytes[from..to].iter_mut().for_each(|byte| *byte = dice.next() as u8);
     std::fs::write(path, bytes).unwrap();
+}
+
+/// Kills a session each time `pos` was written and not synced, just before a generation goes that it says is delivered; then
+/// cuts the next session while it begins.
+pub fn killed_before_removals(plan: &Plan, workload: &Workload) -> Tally {
+    let tally = Tally::default();
+    let work = Work::new();
+    let mut dice = Dice::new(plan.seed);
+    let recorded = record(plan, workload, &work, &mut dice).unwrap();
+    assert_eq!(recorded.verdict.faults, Vec::<String>::new());
+    let ops = &recorded.journal.ops;
+    let removals = (0..ops.len()).filter(|at| matches!(&ops[*at], Op::Rename { to, .. } if to.1.starts_with("dead-")));
+    let written = removals.filter_map(|removal| {
+        let began = ops[..removal].iter().rposition(|op| matches!(op, Op::SyncBegins { .. }))?;
+        ops[..began].iter().rposition(|op| matches!(op, Op::Write { .. })).map(|at| at + 1)
+    });
+    for (number, at) in written.take(8).enumerate() {
+        for repeat in 0..3 {
+            let dir = work.fresh("killed");
+            let dice = dice.fork(number as u64 * 100 + repeat);
+            if let Err(fault) = Chain::new(plan, workload, &dir, &tally, dice).killed_at(at).run(&recorded) {
+                bad_one(&tally, format!("{}: {fault}", workload.name));
+                return tally;
+            }
+        }
+    }
+    tally
 }

@@ -23,6 +23,8 @@ pub struct Chain<'a> {
     tally: &'a Tally,
     dice: Dice,
     place: Place,
+    /// Where the first session is killed, instead of where the dice say.
+    kills_at: Option<usize>,
     /// Sessions so far.
     level: u64,
     /// Where in the recording the last process began.
@@ -42,7 +44,12 @@ struct Ending<'a> {
 impl<'a> Chain<'a> {
     pub fn new(plan: &'a Plan, workload: &'a Workload, dir: &'a Path, tally: &'a Tally, dice: Dice) -> Self {
         let place = workload.place;
-        Self { plan, workload, dir, tally, dice, place, level: 0, from: 0, way: Vec::new() }
+        Self { plan, workload, dir, tally, dice, place, kills_at: None, level: 0, from: 0, way: Vec::new() }
+    }
+
+    /// A chain that begins with a kill before this record.
+    pub fn killed_at(self, at: usize) -> Self {
+        Self { kills_at: Some(at), ..self }
     }
 
     /// Goes down from a recorded session until the dice say it is enough; what was bad.
@@ -52,8 +59,9 @@ impl<'a> Chain<'a> {
             let recorded = last.as_ref().unwrap_or(first);
             let ending = self.end(recorded);
             let next = self.open(recorded, &ending)?;
+            let begins = self.kills_at.take().is_some();
             let stays = self.plan.skip == Skip::Nothing && self.level < LEVELS_MAX && self.dice.percent(50);
-            if !stays && !has_no_room(&next.journal) {
+            if !stays && !begins && !has_no_room(&next.journal) {
                 return Ok(());
             }
             last = Some(self.follow(recorded, &ending, next));
@@ -70,9 +78,14 @@ impl<'a> Chain<'a> {
             self.place = Place::Anywhere;
             self.tally.no_room.fetch_add(1, Ordering::Relaxed);
         }
-        let end = if moves { journal.ops.len() } else { self.choose_end(journal) };
+        let end = match self.kills_at {
+            Some(at) => at,
+            None if moves => journal.ops.len(),
+            None => self.choose_end(journal),
+        };
         let mode = if self.plan.ranges && self.dice.percent(30) { Mode::Range } else { Mode::Strict };
-        let killed = self.plan.skip == Skip::Nothing && !moves && self.dice.percent(KILLS_PERCENT);
+        let kills = self.plan.skip == Skip::Nothing && !moves && self.dice.percent(KILLS_PERCENT);
+        let killed = kills || self.kills_at.is_some();
         let replay = Replay::new(journal, end, mode);
         let state = if killed { replay.whole() } else { replay.cut(&mut self.dice) };
         let what = if killed { "killed" } else { "cut" };

@@ -45,6 +45,16 @@ fn what_was_acknowledged_is_there_after_every_cut() {
     assert!(tally.count(&tally.openings) > 0, "no opening was cut");
 }
 
+/// Found by cuts: a process was killed between the write of `pos` and its sync. The next one read it, found it written already,
+/// removed what it said was delivered, and after the cut the older `pos` missed those readings: told as lost by damage.
+#[test]
+fn a_position_that_a_killed_process_wrote_is_synced_before_it_is_relied_on() {
+    let workload = workloads::named("trim-while-appending");
+    let tally = campaign::killed_before_removals(&plan(0), &workload);
+    assert_eq!(tally.count(&tally.bad), 0, "{}", tally.first_faults());
+    assert!(tally.count(&tally.kills) > 0, "no generation was removed");
+}
+
 /// The same test with our fdatasync left out must see losses, or it could not see any.
 #[test]
 fn without_fdatasync_readings_are_lost_and_seen_to_be() {
