@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use fieldpost::outbox::{Budget, Outbox};
-use fieldpost::record::{Item, Kind, Sequence};
+use fieldpost::record::{Item, Kind, Reading, Sequence};
 
 use super::marks::{Expectation, Fate};
 use super::session::Task;
@@ -77,6 +77,9 @@ impl Check<'_> {
         if committed > positions.durable.0 {
             self.fault(format!("committed is {committed}, durable only {}", positions.durable));
         }
+        if positions.durable.0 < self.expected.durable_min {
+            self.fault(format!("durable is {}, although {} was", positions.durable, self.expected.durable_min));
+        }
         committed
     }
 
@@ -126,6 +129,10 @@ impl Check<'_> {
                     return false;
                 }
                 last = item.last().0;
+                let purged = self.expected.purged.iter().any(|(from, to)| (*from..=*to).contains(&last));
+                if purged && matches!(item, Item::Reading(_)) {
+                    self.fault(format!("sequence {last} was given up, and is there again"));
+                }
                 self.item(item);
             }
         }
@@ -140,8 +147,9 @@ impl Check<'_> {
             Item::Hole(hole) => {
                 let reason: &str = &hole.reason;
                 let policy = self.workload.config.when_full.as_str() == "drop_oldest" && reason == "drop_oldest";
+                let purge = self.workload.changes && reason == "purge";
                 let damage = self.task.damaged && ["damage", "new_incarnation"].contains(&reason);
-                if !policy && !damage {
+                if !policy && !purge && !damage {
                     self.fault(format!("a hole {}..={} for {reason}", hole.from, hole.to));
                 }
                 // What a new incarnation skips was never given out.
@@ -149,6 +157,7 @@ impl Check<'_> {
                 self.seen.push(Seen::Hole(lost));
             }
             Item::Reading(stored) if stored.reading.kind == Kind::Gap => {}
+            Item::Reading(stored) if !stored.reading.replay_of.is_empty() => self.copy(&stored.reading),
             Item::Reading(stored) => match Workload::number_of(&stored.reading) {
                 Some((arrival, number)) => {
                     let wanted = self.workload.readings(arrival);
@@ -159,6 +168,16 @@ impl Check<'_> {
                 }
                 None => self.fault(format!("sequence {} is no reading of ours", stored.sequence)),
             },
+        }
+    }
+
+    /// A copy of what was delivered: the same contents.
+    fn copy(&mut self, copy: &Reading) {
+        let original = Workload::number_of(copy).and_then(|(arrival, number)| {
+            self.workload.readings(arrival).into_iter().nth(usize::try_from(number).ok()?)
+        });
+        if !self.workload.changes || original.is_none_or(|original| original.value != copy.value) {
+            self.fault(format!("a copy of {} that is none", copy.replay_of));
         }
     }
 

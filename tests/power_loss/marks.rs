@@ -51,6 +51,15 @@ pub enum Mark {
     Named {
         number: u64,
     },
+    /// These sequences were given up, and nothing of them was left.
+    Purged {
+        from: u64,
+        to: u64,
+    },
+    /// Copies of delivered readings stand in the log through this sequence.
+    Copied {
+        through: u64,
+    },
     /// The disk was too full to open: it must open where there is room.
     NoRoom,
     /// All files at the end: path, length, CRC-32.
@@ -92,6 +101,10 @@ pub struct Expectation {
     pub committed_min: u64,
     /// Arrivals whose packet identifier may have been released.
     pub released: Vec<u64>,
+    /// Ranges of sequences that were given up.
+    pub purged: Vec<(u64, u64)>,
+    /// `durable` cannot be lower.
+    pub durable_min: u64,
     pub named_min: u64,
     pub named_max: u64,
     pub incarnation: Option<String>,
@@ -121,6 +134,8 @@ impl Expectation {
             Mark::Releasing { arrivals } => self.released.extend(arrivals),
             Mark::Naming { number } => self.named_max = *number,
             Mark::Named { number } => self.named_min = *number,
+            Mark::Purged { from, to } => self.purged.push((*from, *to)),
+            Mark::Copied { through } => self.durable_min = self.durable_min.max(*through),
             Mark::NoRoom | Mark::End { .. } => {}
         }
     }

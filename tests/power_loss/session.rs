@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use fieldpost::metrics::OutboxMetrics;
 use fieldpost::outbox::{
-    Answer, Appender, Arrival, Budget, Control, IdentityChange, OpenError, OpenOptions, Outbox, Outcome, Reader,
-    Receipt,
+    Answer, Appender, Arrival, Budget, Change, Control, IdentityChange, OpenError, OpenOptions, Outbox, Outcome,
+    Reader, Receipt, Selection,
 };
 use fieldpost::promise::Committed;
 use fieldpost::record::{Item, Sequence};
@@ -150,6 +150,9 @@ impl Session<'_> {
             if self.workload.names && self.dice.percent(20) {
                 self.name();
             }
+            if self.workload.changes && self.dice.percent(8) {
+                self.change();
+            }
             if self.workload.releases && self.dice.percent(10) {
                 self.release(next);
             }
@@ -279,8 +282,11 @@ impl Session<'_> {
         self.read_through = last.last().0;
         // Through the last reading: what a hole at the end held is known only by what follows.
         let reading = batch.items.iter().rev().find_map(|item| match item {
-            Item::Reading(stored) => Workload::number_of(&stored.reading).map(|(arrival, _)| (stored, arrival)),
-            Item::Hole(_) => None,
+            // A copy says nothing of how far arrivals are delivered.
+            Item::Reading(stored) if stored.reading.replay_of.is_empty() => {
+                Workload::number_of(&stored.reading).map(|(arrival, _)| (stored, arrival))
+            }
+            _ => None,
         });
         let Some((stored, arrival)) = reading else { return };
         let sequence = stored.sequence.0;
@@ -301,6 +307,34 @@ impl Session<'_> {
         match self.outbox.change_identity(IdentityChange::Cluster(format!("cluster-{number}"))) {
             Ok(()) => self.marks.say(Mark::Named { number }),
             Err(error) => self.faults.push(format!("the identity could not be changed: {error}")),
+        }
+    }
+
+    /// Plays the owner: gives a range up, or has one sent again.
+    fn change(&mut self) {
+        let committed = self.outbox.positions().committed.0;
+        if self.dice.percent(50) {
+            let from = committed + 1 + self.dice.below(1000);
+            let selection =
+                Selection { from: Some(from), to: Some(from + self.dice.below(800)), ..Selection::default() };
+            let change = Change { selection, dry_run: false };
+            match self.outbox.purge(&change) {
+                Ok(step) if step.report.left.is_empty() && step.report.reached >= from => {
+                    self.marks.say(Mark::Purged { from, to: step.report.reached });
+                }
+                other => log::info!("purge: {other:?}"),
+            }
+        } else {
+            let from = committed.saturating_sub(self.dice.below(600));
+            let selection = Selection { from: Some(from), to: Some(committed), ..Selection::default() };
+            match self.outbox.replay(&Change { selection, dry_run: false }) {
+                Ok(step) => {
+                    if let Some(through) = step.report.last_copy {
+                        self.marks.say(Mark::Copied { through });
+                    }
+                }
+                Err(error) => log::info!("replay: {error}"),
+            }
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Workload {
     /// Identifiers are released now and then.
     pub releases: bool,
     pub drain: Drain,
+    /// Ranges are given up, and copied again, now and then.
+    pub changes: bool,
     /// The cluster's name changes now and then.
     pub names: bool,
     pub place: Place,
@@ -84,6 +86,7 @@ fn plain(name: &'static str) -> Workload {
         packets: None,
         releases: false,
         drain: NO_DRAIN,
+        changes: false,
         names: false,
         place: Place::Anywhere,
         full: None,
@@ -157,7 +160,18 @@ pub fn all() -> Vec<Workload> {
             ..plain("retained-after-delivery")
         },
         Workload {
-            config: Outbox { free_space_floor: ByteSize(0), ..config(16) },
+            config: Outbox { retain: ByteSize::mib(4), ..config(24) },
+            arrivals: 4000,
+            later: 400,
+            group_max: 40,
+            bytes: (300, 2000),
+            incompressible: true,
+            changes: true,
+            drain: Drain { percent: 60, ..TRAILING },
+            ..plain("purge-and-replay")
+        },
+        Workload {
+            config: config(16),
             arrivals: 6000,
             later: 400,
             group_max: 40,
