@@ -47,9 +47,9 @@ impl Loop {
     }
 
     /// Runs a job with the file system mounted in a namespace of its own; device bytes and flushes are added.
-    fn run(&self, side: Side, group: u64, groups: u64) -> child::Figures {
+    fn run(&self, side: Side, group: u64, groups: u64, bytes: usize) -> child::Figures {
         let directory = self.mount_point();
-        let job = Job { side, work: Work::Groups { directory: directory.clone(), group, groups, bytes: 200 } };
+        let job = Job { side, work: Work::Groups { directory: directory.clone(), group, groups, bytes } };
         let inner = job.command();
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
@@ -75,9 +75,9 @@ impl Drop for Loop {
 }
 
 /// What the groups cost above opening and closing an empty store, each on a fresh device.
-fn above_empty(side: Side, group: u64, groups: u64) -> Result<child::Figures, String> {
-    let empty = Loop::new()?.run(side, group, 0);
-    let mut figures = Loop::new()?.run(side, group, groups);
+fn above_empty(side: Side, group: u64, groups: u64, bytes: usize) -> Result<child::Figures, String> {
+    let empty = Loop::new()?.run(side, group, 0, bytes);
+    let mut figures = Loop::new()?.run(side, group, groups, bytes);
     for (name, number) in &mut figures {
         *number -= empty[name];
     }
@@ -86,12 +86,21 @@ fn above_empty(side: Side, group: u64, groups: u64) -> Result<child::Figures, St
 
 pub(crate) fn rows(table: &mut Table, quick: bool) {
     let scale = if quick { 10 } else { 1 };
+    for bytes in [60, 200, 1000] {
+        let name = format!("device, group 1, {bytes} B");
+        if table.wants(&name) {
+            match above_empty(Side::Outbox, 1, 2000 / scale, bytes) {
+                Ok(run) => table.note(&name, &format!("{:.0} device bytes a sync", run["device bytes"] / run["syncs"])),
+                Err(error) => table.note(&name, &format!("not measured: it needs root and a loop device ({error})")),
+            }
+        }
+    }
     for (group, groups) in [(1, 2000 / scale), (100, 1000 / scale), (1000, 500 / scale)] {
         let name = format!("device, group {group}");
         if !table.wants(&name) {
             continue;
         }
-        let run = |side| above_empty(side, group, groups);
+        let run = |side| above_empty(side, group, groups, 200);
         match (run(Side::Outbox), run(Side::Plain)) {
             (Ok(ours), Ok(plain)) => {
                 let per_byte = |run: &child::Figures, figure: &str| run[figure] / run["payload bytes"];

@@ -11,6 +11,7 @@
 
 mod child;
 mod device;
+mod dictionary;
 mod machine;
 mod ours;
 mod plain;
@@ -53,6 +54,7 @@ fn main() {
     disk(&mut table, effort);
     backlog(&mut table, effort);
     codecs(&mut table, effort);
+    dictionary::notes(&mut table);
     device::rows(&mut table, quick);
     table.print();
 }

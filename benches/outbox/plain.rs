@@ -108,7 +108,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put(out: &mut Vec<u8>, reading: &Reading) {
+pub(crate) fn put(out: &mut Vec<u8>, reading: &Reading) {
     out.extend_from_slice(&reading.received.wall_ns.to_le_bytes());
     out.extend_from_slice(&reading.received.mono_ns.to_le_bytes());
     for text in [&reading.topic, &reading.device, &reading.content_type, &reading.mqtt.as_ref().expect("set").topic] {

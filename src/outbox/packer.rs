@@ -298,6 +298,43 @@ mod tests {
         }
     }
 
+    /// Telemetry of several devices, a few payloads to a reading.
+    fn telemetry(n: u64, bytes: usize) -> Reading {
+        let mut reading = reading_of(n, 0, false);
+        let device = crate::simulate::payload::Device::new(format!("line-{}", n % 40), 1);
+        let mut value = String::new();
+        for at in 0.. {
+            let payload = device.payload(n * 50 + at, n as i64 * 1_000_000_000);
+            if !value.is_empty() && value.len() + payload.len() > bytes {
+                break;
+            }
+            value += &payload;
+        }
+        reading.value = Bytes::from(value);
+        reading
+    }
+
+    #[test]
+    fn hardly_a_block_is_encoded_twice_and_blocks_are_full() {
+        for (cap, bytes) in [(15_000, 200), (15_000, 1000), (15_000, 4000), (7_400, 200), (7_400, 1000)] {
+            let mut packer = Packer::new(config::outbox::Compression::Zstd, cap, 1, 1);
+            let source = SourceId::from("plant");
+            for n in 0..(8 << 20) / bytes as u64 {
+                packer.push_arrival(&source, &[telemetry(n, bytes)], None);
+            }
+            let blocks = drain(&mut packer);
+            let (count, halved) = (blocks.len() as u64, packer.halved);
+            assert!(
+                count > 50 && halved * 100 <= count * 2,
+                "{bytes} B: {halved} of {count} blocks were encoded twice"
+            );
+            let encoded: usize = blocks.iter().map(|block| block.bytes.len()).sum();
+            let raw_largest = blocks.iter().map(|block| block.raw_bytes).max().unwrap_or(0);
+            let full = encoded as f64 / count as f64 / cap as f64;
+            assert!(full > 0.7 || raw_largest > RAW_AIM_MAX * 9 / 10, "{bytes} B: blocks are {full:.2} full");
+        }
+    }
+
     #[test]
     fn blocks_grow_towards_the_cap_when_readings_compress_well() {
         let mut packer = Packer::new(config::outbox::Compression::Zstd, 15_000, 1, 1);
