@@ -319,7 +319,7 @@ impl Outbox {
     /// Locks, opens and repairs `state_dir/outbox` in the order of `outbox/recovery.rs`, then starts the writer thread.
     pub fn open(state_dir: &Path, options: OpenOptions) -> Result<Self, OpenError> {
         let OpenOptions { config, agent_id, metrics } = options;
-        let sizes = Sizes::of(config.max_bytes.0);
+        let sizes = Sizes::of(config.max_bytes.0).on_disk_of(directory::disk_size(state_dir));
         let (opened, state) = recovery::open(state_dir, &agent_id, sizes)?;
         let (when_full, sync, loss_window) = (config.when_full, config.sync, writer::gather(&config));
         tell_loss_window(sync, loss_window);

@@ -278,6 +278,13 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Size in bytes of the file system that holds a path, or will: no limit if it does not say.
+pub(super) fn disk_size(path: &Path) -> u64 {
+    // What is above a relative path is the empty one.
+    let stat = path.ancestors().chain([Path::new(".")]).find_map(|there| rustix::fs::statvfs(there).ok());
+    stat.map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// Makes every file below a directory, and the directories, durable.
 pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {

@@ -127,10 +127,19 @@ impl Generation {
     /// Opens what is there, whatever its segment size, or makes it with `segment_bytes`. Everything that can be read
     /// when this returns is on the medium. The marker is not made here.
     pub(super) fn open(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
-        match Self::open_with(directory, id, segment_bytes) {
+        Self::open_any(directory, id, segment_bytes, Opening::ToWrite)
+    }
+
+    fn open_any(
+        directory: &Directory,
+        id: GenerationId,
+        segment_bytes: usize,
+        opening: Opening,
+    ) -> Result<Self, StoreError> {
+        match Self::open_with(directory, id, segment_bytes, opening) {
             Err(StoreError::OtherSegment) => {
                 let other = SEGMENT_BYTES.into_iter().find(|size| *size != segment_bytes).unwrap_or(segment_bytes);
-                Self::open_with(directory, id, other).map_err(|error| match error {
+                Self::open_with(directory, id, other, opening).map_err(|error| match error {
                     StoreError::OtherSegment => StoreError::Damaged("unknown segment size".to_owned()),
                     error => error,
                 })
@@ -144,12 +153,17 @@ impl Generation {
     pub(super) fn open_closed(directory: &Directory, id: GenerationId) -> Result<Self, StoreError> {
         let db = directory.generation(id).join("db");
         let bytes = fs::metadata(db).map_err(StoreError::of_io)?.len();
-        let mut generation = Self::open(directory, id, SEGMENT_BYTES[0])?;
+        let mut generation = Self::open_any(directory, id, SEGMENT_BYTES[0], Opening::ToRead)?;
         generation.closed_bytes = Some(bytes);
         Ok(generation)
     }
 
-    fn open_with(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
+    fn open_with(
+        directory: &Directory,
+        id: GenerationId,
+        segment_bytes: usize,
+        opening: Opening,
+    ) -> Result<Self, StoreError> {
         let path = directory.generation(id);
         remove_half_made_snapshots(&path).map_err(StoreError::of_io)?;
         let (db, trees) = guarded(|| {
@@ -165,7 +179,7 @@ impl Generation {
         })?;
         // sled writes `conf` and renames its snapshot without syncing: without this most power cuts left a database
         // that did not open.
-        let synced = sync_tree(&path).and_then(|()| sync_directory(directory.path()));
+        let synced = opening.sync(directory, &path);
         let file = synced.and_then(|()| File::options().read(true).write(true).open(path.join("db")));
         match file {
             Ok(file) => Ok(Self {
@@ -263,6 +277,27 @@ impl Generation {
     fn with<T>(&self, call: impl FnOnce(&Open) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         call(inner.as_ref().ok_or(StoreError::Closed)?)
+    }
+}
+
+/// What a database is opened for.
+#[derive(Debug, Clone, Copy)]
+enum Opening {
+    /// To be made, or written on.
+    ToWrite,
+    /// Only to be read, and closed by the writer before: all of it is on the medium.
+    ToRead,
+}
+
+impl Opening {
+    /// Syncs what opening has changed. In a closed database sled wipes the rest of the last segment and makes a snapshot,
+    /// which it syncs itself before it is renamed: `db` and the names are left to be synced. A drain that syncs every
+    /// file for each generation spends most of its time there (docs/decisions/0209).
+    fn sync(self, directory: &Directory, path: &Path) -> io::Result<()> {
+        match self {
+            Self::ToWrite => sync_tree(path).and_then(|()| sync_directory(directory.path())),
+            Self::ToRead => File::open(path.join("db"))?.sync_data().and_then(|()| sync_directory(path)),
+        }
     }
 }
 

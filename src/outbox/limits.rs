@@ -58,8 +58,10 @@ impl HeldBytes {
     }
 }
 
-/// Raw bytes of a generation, at most: decides memory (docs/decisions/0202).
-const GENERATION_RAW_BYTES_MAX: u64 = 6 << 20;
+/// Raw bytes of a generation, at most: decides memory (docs/decisions/0209).
+const GENERATION_RAW_BYTES_MAX: u64 = 12 << 20;
+/// Raw bytes written before room is looked for again, at most.
+const GROUP_RAW_BYTES_MAX: u64 = 3 << 19;
 const GENERATION_RAW_BYTES_MIN: u64 = 1 << 20;
 const RESERVE_BYTES_MAX: u64 = 16 << 20;
 /// What the reserve must be good for beside the segment that opening a generation takes: the files of a new
@@ -92,7 +94,7 @@ impl Sizes {
         Self {
             max_bytes,
             generation_raw_bytes: part.clamp(GENERATION_RAW_BYTES_MIN, GENERATION_RAW_BYTES_MAX),
-            group_raw_bytes: (max_bytes / 64).min(GENERATION_RAW_BYTES_MAX / 4),
+            group_raw_bytes: (max_bytes / 64).min(GROUP_RAW_BYTES_MAX),
             reserve_bytes: part.clamp(segment_bytes as u64 + RESERVE_BESIDE_BYTES, RESERVE_BYTES_MAX),
             segment_bytes,
             damaged_bytes_max: part,
@@ -103,6 +105,13 @@ impl Sizes {
     /// others (docs/decisions/0236).
     pub(super) fn arrival_bytes_max(&self) -> u64 {
         self.max_bytes / 4
+    }
+
+    /// On a file system of `disk_bytes` in all, which may be smaller than the cap: a generation is what `drop_oldest` drops
+    /// at once, so several must fit.
+    pub(super) fn on_disk_of(self, disk_bytes: u64) -> Self {
+        let most = Self::of(disk_bytes).generation_raw_bytes;
+        Self { generation_raw_bytes: self.generation_raw_bytes.min(most), ..self }
     }
 
     /// Readings are taken while what is on disk stays at or below this. What is left is for control entries and notes,
@@ -141,5 +150,7 @@ mod tests {
         assert!(for_generations >= 5 * sizes.generation_raw_bytes, "{for_generations}");
         assert!(sizes.reserve_bytes > sizes.segment_bytes as u64, "a generation can be opened when the disk is full");
         assert_eq!(Sizes::of(1 << 30).segment_bytes, 1 << 20);
+        let small_disk = Sizes::of(1 << 30).on_disk_of(48 << 20);
+        assert_eq!((small_disk.generation_raw_bytes, small_disk.max_bytes), (3 << 20, 1 << 30));
     }
 }
