@@ -6,6 +6,7 @@
 #   make test    all tests, with real brokers; TEST_KAFKA=host:port runs them against another cluster
 #   make test-arm-outbox   the outbox's tests built for 32-bit ARM, under qemu (Debian on x86-64)
 #   make crash   power cuts of the outbox, replayed: TEST_CUTS (300) of them; TEST_SEED=n repeats the choices
+#   make damage random damage to the outbox: TEST_ROUNDS (75) rounds in each of four tests
 #   make soak    one run of TEST_READINGS (200,000) readings with faults
 #   make bench   micro benchmarks and the end-to-end figures
 #   make bench-outbox   the outbox beside a plain file, on the file system of TMPDIR (TEST_QUICK=1: short)
@@ -23,7 +24,7 @@ export RUST_TEST_THREADS ?= 4
 # Two runs that share a build directory would test each other's program.
 LOCKED = mkdir -p $(CARGO_TARGET_DIR) && exec flock $(CARGO_TARGET_DIR)/make.lock
 
-.PHONY: setup demo check test test-arm-outbox crash soak bench bench-outbox clean
+.PHONY: setup demo check test test-arm-outbox crash damage soak bench bench-outbox clean
 
 setup:
 	@scripts/setup
@@ -47,6 +48,9 @@ test-arm-outbox:
 
 crash: setup
 	@$(LOCKED) cargo test --locked --bench crash
+
+damage:
+	@$(LOCKED) env TEST_ROUNDS=$(or $(TEST_ROUNDS),75) cargo test --locked --lib random_damage -- --nocapture
 
 soak: setup
 	@$(LOCKED) env TEST_READINGS=$(or $(TEST_READINGS),200000) cargo test --locked --release --test end_to_end -- soak --nocapture

@@ -41,6 +41,8 @@ mod parse_tests;
 mod policy_tests;
 mod position;
 mod purge;
+#[cfg(test)]
+mod random_damage_tests;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
@@ -49,6 +51,7 @@ mod recovery;
 mod redelivery;
 #[cfg(test)]
 mod redelivery_tests;
+mod repair;
 #[cfg(test)]
 mod replay_tests;
 mod scan;
@@ -400,8 +403,10 @@ impl Outbox {
     pub fn trim_through(&self, committed: Committed) {
         let upto = committed.upto().0;
         {
-            let life = committed.incarnation().to_hex();
-            if self.shared.state().state.lives.iter().all(|known| known.id != life) {
+            let life = committed.incarnation();
+            let segments = self.shared.view().segments.clone();
+            let queued = segments.iter().any(|segment| segment.incarnation == life);
+            if !queued && self.shared.state().state.lives.iter().all(|known| known.incarnation() != Some(life)) {
                 log::error!(
                     "asked to trim through {upto} of an incarnation that is not of this outbox: nothing is trimmed"
                 );
@@ -429,8 +434,7 @@ impl Outbox {
             let view = self.shared.view();
             (view.segments.clone(), view.committed + 1)
         };
-        let nonces = segments.iter().map(|segment| segment.nonce).collect();
-        self.shared.state().state.identity(self.segment, nonces, undelivered)
+        self.shared.state().state.identity(self.segment, &segments, undelivered)
     }
 
     /// Changes the identity durably: fsynced when this returns. Blocks the thread.

@@ -166,6 +166,61 @@ pub(super) fn check(block: &[u8]) -> Result<Head, BlockError> {
     Ok(head)
 }
 
+/// A whole block at the start of `bytes`, whatever follows it: its head and its length. Blocks do not say how long they
+/// are, so the payload is followed to its end; the checksum then leaves no doubt.
+pub(super) fn measure(bytes: &[u8]) -> Option<(Head, usize)> {
+    let codec = *bytes.first()? & 15;
+    if bytes.len() < HEAD_BYTES || bytes[0] >> 4 != VERSION || codec > CODEC_LZ4 {
+        return None;
+    }
+    let raw_len = u32::from_le_bytes(bytes[29..33].try_into().ok()?) as usize;
+    let entries = u32::from_le_bytes(bytes[21..25].try_into().ok()?) as usize;
+    // An entry has six bytes at least.
+    if raw_len > RAW_BYTES_MAX || entries > raw_len / 6 || entries == 0 {
+        return None;
+    }
+    let payload = &bytes[HEAD_BYTES..];
+    let len = match codec {
+        CODEC_RAW => raw_len,
+        CODEC_ZSTD => zstd::zstd_safe::find_frame_compressed_size(payload).ok()?,
+        _ => lz4_len(payload, raw_len)?,
+    };
+    let len = HEAD_BYTES.checked_add(len).filter(|len| *len <= bytes.len())?;
+    check(&bytes[..len]).ok().map(|head| (head, len))
+}
+
+/// Length of an LZ4 block that unpacks to `raw_len` bytes (lz4_Block_format.md: sequences of a token, literals, a match;
+/// the last has literals only).
+fn lz4_len(payload: &[u8], raw_len: usize) -> Option<usize> {
+    fn more(payload: &[u8], at: &mut usize, first: usize) -> Option<usize> {
+        let mut len = first;
+        if first < 15 {
+            return Some(len);
+        }
+        loop {
+            let byte = *payload.get(*at)?;
+            *at += 1;
+            len += usize::from(byte);
+            if byte != 255 {
+                return Some(len);
+            }
+        }
+    }
+    let (mut at, mut made) = (0, 0);
+    loop {
+        let token = *payload.get(at)?;
+        at += 1;
+        let literals = more(payload, &mut at, usize::from(token >> 4))?;
+        at += literals;
+        made += literals;
+        if made >= raw_len {
+            return (made == raw_len).then_some(at);
+        }
+        at += 2;
+        made += 4 + more(payload, &mut at, usize::from(token & 15))?;
+    }
+}
+
 /// Unpacks blocks; keeps the decompressor's memory between them.
 #[derive(Default)]
 pub(super) struct Decoder {
@@ -238,12 +293,30 @@ mod tests {
         assert_eq!(Decoder::default().decode(&block), Err(BlockError::TooLarge(u32::MAX as usize)));
     }
 
+    #[test]
+    fn a_block_is_measured_whatever_follows_it() {
+        for codec in CODECS {
+            for raw in [vec![7; 6], b"reading ".repeat(2000), (0..3000u32).flat_map(u32::to_le_bytes).collect()] {
+                let head = Head { entries: 1, ..HEAD };
+                let mut bytes = Encoder::new(codec).encode(head, &raw);
+                let len = bytes.len();
+                bytes.extend_from_slice(b"what follows");
+                assert_eq!(measure(&bytes), Some((head, len)));
+                assert_eq!(measure(&bytes[..len]), Some((head, len)));
+                assert_eq!(measure(&bytes[..len - 1]), None);
+                bytes[len / 2] ^= 1;
+                assert_eq!(measure(&bytes), None);
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
         fn any_bytes_give_an_error_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Decoder::default().decode(&bytes);
+            let _ = measure(&bytes);
         }
 
         #[test]
@@ -259,6 +332,7 @@ mod tests {
             bytes[0] = VERSION << 4 | bytes[0] & 3;
             bytes[31] = 0;
             bytes[32] = 0;
+            let _ = measure(&bytes);
             let sum = checksum(&bytes);
             bytes[1..5].copy_from_slice(&sum.to_le_bytes());
             if let Ok((_, raw)) = Decoder::default().decode(&bytes) {

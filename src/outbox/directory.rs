@@ -8,7 +8,8 @@
 //!   g<first-index>-<n>/      one generation; n counts up, the higher one wins
 //!   g<first-index>-<n>.ok    it is fully made
 //!   g<first-index>-<n>.end   it is closed: where it ends and what it holds (summary.rs); can be rebuilt
-//!   dead-g...                being removed
+//!   dead-...                 being removed, or made
+//!   next-g...                rebuilt, about to take its place
 //!   damaged/                 generations that would not open
 //! ```
 
@@ -18,6 +19,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::wire::NUMBERS_END;
+
+/// A generation that is rebuilt and about to take its place.
+const NEXT: &str = "next-";
 
 /// Name of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,19 +111,27 @@ impl Directory {
         Ok(found)
     }
 
-    /// Removes what an earlier removal left, and marks of generations that are gone.
+    /// Finishes exchanges, removes what an earlier removal left, and marks of generations that are gone.
     pub(super) fn sweep(&self) -> io::Result<()> {
+        // Before the marks are looked at: they are those of what takes its place.
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let id = entry.file_name().to_str().and_then(|name| GenerationId::parse(name.strip_prefix(NEXT)?));
+            if let Some(id) = id {
+                self.finish_exchange(&entry.path(), id)?;
+            }
+        }
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if name.starts_with("dead-") {
-                fs::remove_dir_all(entry.path())?;
+            if name.starts_with("dead-") || name.ends_with(super::summary::NEW) {
+                remove_all(&entry.path())?;
                 continue;
             }
             let stem = name.strip_suffix(".ok").or_else(|| name.strip_suffix(".end"));
             if stem.and_then(GenerationId::parse).is_some_and(|id| !self.generation(id).exists()) {
-                fs::remove_file(entry.path())?;
+                remove_all(&entry.path())?;
             }
         }
         Ok(())
@@ -146,7 +158,51 @@ impl Directory {
 
     /// Moves a generation into `damaged/` and keeps that directory below `cap` bytes, oldest out first.
     pub(super) fn set_aside(&self, id: GenerationId, cap: u64) -> io::Result<PathBuf> {
+        let to = self.free_damaged(id)?;
+        fs::rename(self.generation(id), &to)?;
+        self.remove_marks(id)?;
+        sync_directory(&self.damaged())?;
+        sync_directory(&self.path)?;
+        self.trim_damaged(cap)?;
+        Ok(to)
+    }
+
+    /// Where a generation is rebuilt; swept at the next start until it is done.
+    pub(super) fn rebuilding(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("dead-rebuilt-{id}"))
+    }
+
+    /// Puts what was rebuilt in the place of a generation, which moves into `damaged/`. What a cut leaves half done is
+    /// finished by the next start ([`Self::sweep`]).
+    pub(super) fn exchange(&self, id: GenerationId, cap: u64) -> io::Result<PathBuf> {
+        let next = self.path.join(format!("{NEXT}{id}"));
+        fs::rename(self.rebuilding(id), &next)?;
+        sync_directory(&self.path)?;
+        let to = self.free_damaged(id)?;
+        fs::rename(self.generation(id), &to)?;
+        sync_directory(&self.damaged())?;
+        sync_directory(&self.path)?;
+        fs::rename(next, self.generation(id))?;
+        sync_directory(&self.path)?;
+        self.trim_damaged(cap)?;
+        Ok(to)
+    }
+
+    /// A rebuilt generation whose place is free takes it. Otherwise it was not yet that far.
+    fn finish_exchange(&self, next: &Path, id: GenerationId) -> io::Result<()> {
+        if self.generation(id).exists() {
+            return remove_all(next);
+        }
+        fs::rename(next, self.generation(id))?;
+        sync_directory(&self.path)
+    }
+
+    /// A free name in `damaged/`, which is made.
+    fn free_damaged(&self, id: GenerationId) -> io::Result<PathBuf> {
         let damaged = self.damaged();
+        if damaged.exists() && !damaged.is_dir() {
+            remove_all(&damaged)?;
+        }
         fs::create_dir_all(&damaged)?;
         let mut to = damaged.join(id.to_string());
         for number in 1.. {
@@ -155,11 +211,6 @@ impl Directory {
             }
             to = damaged.join(format!("{id}.{number}"));
         }
-        fs::rename(self.generation(id), &to)?;
-        self.remove_marks(id)?;
-        sync_directory(&damaged)?;
-        sync_directory(&self.path)?;
-        self.trim_damaged(cap)?;
         Ok(to)
     }
 
@@ -174,7 +225,7 @@ impl Directory {
             }
             total = total.saturating_sub(disk_bytes(&entry.path()));
             log::warn!("removing {}: damaged/ is above its cap of {cap} bytes", entry.path().display());
-            fs::remove_dir_all(entry.path())?;
+            remove_all(&entry.path())?;
         }
         Ok(())
     }
@@ -271,6 +322,11 @@ pub(super) fn disk_bytes(path: &Path) -> u64 {
     }
     let Ok(entries) = fs::read_dir(path) else { return own };
     own + entries.flatten().map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+}
+
+/// Removes a file, or a directory with all in it.
+fn remove_all(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Makes names in a directory durable.

@@ -127,19 +127,21 @@ impl Generation {
     /// Opens what is there, whatever its segment size, or makes it with `segment_bytes`. Everything that can be read
     /// when this returns is on the medium. The marker is not made here.
     pub(super) fn open(directory: &Directory, id: GenerationId, segment_bytes: usize) -> Result<Self, StoreError> {
-        Self::open_any(directory, id, segment_bytes, Opening::ToWrite)
+        Self::open_at(directory, id, directory.generation(id), segment_bytes, Opening::ToWrite)
     }
 
-    fn open_any(
+    /// Opens or makes a generation that lies somewhere else in the directory.
+    pub(super) fn open_at(
         directory: &Directory,
         id: GenerationId,
+        path: PathBuf,
         segment_bytes: usize,
         opening: Opening,
     ) -> Result<Self, StoreError> {
-        match Self::open_with(directory, id, segment_bytes, opening) {
+        match Self::open_with(directory, id, path.clone(), segment_bytes, opening) {
             Err(StoreError::OtherSegment) => {
                 let other = SEGMENT_BYTES.into_iter().find(|size| *size != segment_bytes).unwrap_or(segment_bytes);
-                Self::open_with(directory, id, other, opening).map_err(|error| match error {
+                Self::open_with(directory, id, path, other, opening).map_err(|error| match error {
                     StoreError::OtherSegment => StoreError::Damaged("unknown segment size".to_owned()),
                     error => error,
                 })
@@ -152,8 +154,15 @@ impl Generation {
     /// that readers leave no bytes behind.
     pub(super) fn open_closed(directory: &Directory, id: GenerationId) -> Result<Self, StoreError> {
         let db = directory.generation(id).join("db");
-        let bytes = fs::metadata(db).map_err(StoreError::of_io)?.len();
-        let mut generation = Self::open_any(directory, id, SEGMENT_BYTES[0], Opening::ToRead)?;
+        let bytes = match fs::metadata(db) {
+            // sled would make a new one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Damaged("its file db is lost".to_owned()));
+            }
+            meta => meta.map_err(StoreError::of_io)?.len(),
+        };
+        let path = directory.generation(id);
+        let mut generation = Self::open_at(directory, id, path, SEGMENT_BYTES[0], Opening::ToRead)?;
         generation.closed_bytes = Some(bytes);
         Ok(generation)
     }
@@ -161,11 +170,12 @@ impl Generation {
     fn open_with(
         directory: &Directory,
         id: GenerationId,
+        path: PathBuf,
         segment_bytes: usize,
         opening: Opening,
     ) -> Result<Self, StoreError> {
-        let path = directory.generation(id);
         remove_half_made_snapshots(&path).map_err(StoreError::of_io)?;
+        require_conf(&path)?;
         let (db, trees) = guarded(|| {
             let db = sled::Config::new()
                 .path(&path)
@@ -330,6 +340,21 @@ fn remove_half_made_snapshots(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Without `conf` sled takes the segment size it is given, reads a database of another one as torn and wipes it; of a
+/// wrong checksum in it (its last four bytes) it only warns. `conf` is synced before a generation is marked, so its
+/// loss is damage.
+fn require_conf(path: &Path) -> Result<(), StoreError> {
+    if fs::metadata(path.join("db")).map_or(0, |meta| meta.len()) == 0 {
+        return Ok(());
+    }
+    let conf = match fs::read(path.join("conf")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::of_io(error)),
+        conf => conf.unwrap_or_default(),
+    };
+    let whole = conf.split_last_chunk::<4>().is_some_and(|(text, sum)| crc32fast::hash(text).to_le_bytes() == *sum);
+    if whole { Ok(()) } else { Err(StoreError::Damaged("its file conf is lost".to_owned())) }
 }
 
 /// A call into sled; a panic in it becomes damage.

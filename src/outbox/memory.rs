@@ -3,14 +3,21 @@
 
 use std::collections::HashMap;
 
+use bytestring::ByteString;
+
 use crate::outbox::Packet;
-use crate::record::SourceId;
+use crate::record::{Nonce, SourceId};
 
 use super::entry::{Control, Refusal, Segment, TABLE_MARKS_MAX, own};
 use super::note::Notes;
 use super::purge::Purges;
 use super::reading::PacketMark;
 use super::redelivery::{Known, Table};
+
+/// Most segments; see [`Memory::add_segment`].
+const SEGMENTS_MAX: usize = 256;
+const SEGMENTS_OLDEST: usize = 128;
+const SEGMENTS_NEWEST: usize = 64;
 
 /// Owned by the writer; filled by recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -144,10 +151,31 @@ impl Memory {
 
     /// Adds a segment, once.
     pub(super) fn add_segment(&mut self, segment: Segment) {
-        if self.segments.iter().all(|known| known.nonce != segment.nonce) {
+        let merged = segment.nonce == Nonce::default();
+        if merged || self.segments.iter().all(|known| known.nonce != segment.nonce) {
             // A start that appended no reading leaves nothing to say.
             self.segments.retain(|known| known.first_sequence != segment.first_sequence);
             self.segments.push(segment);
+            self.bound_segments();
+        }
+    }
+
+    /// A daemon that starts over and over while nothing is delivered adds a segment at each start. Beyond a bound, those
+    /// in the middle become one: its nonce is unknown (zero), so nothing is concluded from it. The oldest stay, for the
+    /// ledger may name them, and the newest, for they are in use. Segments of different incarnations never merge; a new
+    /// incarnation takes damage.
+    fn bound_segments(&mut self) {
+        if self.segments.len() <= SEGMENTS_MAX {
+            return;
+        }
+        let middle = SEGMENTS_OLDEST..self.segments.len() - SEGMENTS_NEWEST;
+        let mut pairs = self.segments[middle].windows(2);
+        let Some(at) = pairs.position(|pair| pair[0].incarnation == pair[1].incarnation) else { return };
+        let gone = self.segments.remove(SEGMENTS_OLDEST + at + 1);
+        let merged = &mut self.segments[SEGMENTS_OLDEST + at];
+        merged.nonce = Nonce::default();
+        if merged.boot_id != gone.boot_id {
+            merged.boot_id = ByteString::new();
         }
     }
 
@@ -179,5 +207,64 @@ impl Memory {
     /// Readings refused or named by open notes of the policies.
     pub(super) fn refused_total(&self) -> u64 {
         self.refusals.values().map(|refusal| refusal.total).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Incarnation;
+
+    /// Segment of start `n`, which appended one reading.
+    fn segment(n: u64, incarnation: u8) -> Segment {
+        let nonce = Nonce((n + 1).to_be_bytes());
+        let incarnation = Incarnation([incarnation; 16]);
+        let number = u64::from(incarnation.0[0]);
+        Segment {
+            first_index: 2 * n + 1,
+            first_sequence: n + 1,
+            incarnation_number: number,
+            incarnation,
+            nonce,
+            boot_id: "boot".into(),
+        }
+    }
+
+    #[test]
+    fn ten_thousand_starts_that_deliver_nothing_keep_the_snapshot_small() {
+        let mut memory = Memory::default();
+        let life = |n: u64| if n < 6000 { 1 } else { 2 };
+        for n in 0..10_000 {
+            memory.add_segment(segment(n, life(n)));
+            if n % 500 == 0 {
+                // What is read back from a snapshot is the same.
+                let mut again = Memory::default();
+                memory.snapshot().into_iter().for_each(|control| again.replay(control, 1));
+                assert_eq!(again.segments, memory.segments);
+            }
+        }
+        assert!(memory.segments.len() <= SEGMENTS_MAX, "{}", memory.segments.len());
+        assert!(memory.segments.windows(2).all(|pair| pair[0].first_sequence < pair[1].first_sequence));
+        let of = |sequence: u64| {
+            let at = memory.segments.partition_point(|segment| segment.first_sequence <= sequence);
+            memory.segments[at - 1].clone()
+        };
+        for n in 0..10_000 {
+            let found = of(n + 1);
+            assert_eq!(found.incarnation, segment(n, life(n)).incarnation, "start {n}");
+            let known = found.nonce == segment(n, 1).nonce;
+            assert!(known || found.nonce == Nonce::default(), "start {n} has the nonce of another");
+            assert!(known || (SEGMENTS_OLDEST as u64..10_000 - SEGMENTS_NEWEST as u64).contains(&n), "start {n}");
+        }
+    }
+
+    #[test]
+    fn starts_that_append_nothing_leave_no_segment() {
+        let mut memory = Memory::default();
+        for n in 0..10_000 {
+            memory.add_segment(Segment { first_sequence: 7, ..segment(n, 1) });
+        }
+        assert_eq!(memory.segments.len(), 1);
+        assert_eq!(memory.segments[0].nonce, segment(9_999, 1).nonce);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::testing::reading_of;
+use super::testing::{Dice, reading_of};
 use super::tests::*;
 use super::*;
 use crate::config::ByteSize;
@@ -17,15 +17,6 @@ struct Model {
     readings: Vec<Reading>,
     table: HashMap<u16, u64>,
     committed: u64,
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }
 
 impl Model {

@@ -68,6 +68,11 @@ impl PositionFile {
         self.written
     }
 
+    /// Writes what was written last into the other slot, too.
+    pub(super) fn write_again(&mut self) -> io::Result<()> {
+        self.written.map_or(Ok(()), |position| self.slots.write(&position.encode()))
+    }
+
     /// Writes and syncs, if anything changed.
     pub(super) fn write(&mut self, position: Position) -> io::Result<()> {
         if self.written != Some(position) {

@@ -137,12 +137,16 @@ impl Reader {
     }
 
     fn note_missing(&mut self, from: u64, to: u64, why: &str, sight: &Sight) -> Result<(), ReadError> {
-        log::error!("readings {from} to {to} are missing in the outbox ({why}); a gap record will say so");
+        log::warn!("the outbox does not hold {from} to {to} ({why})");
         let segment = sight.segments.last().ok_or_else(|| ReadError::Store("the log has no segment".to_owned()))?;
         let life = sight.segment_of(from).map_or(segment.incarnation, |segment| segment.incarnation);
         let note = note((from, to), life, "damage", segment);
-        self.walk.shelf.shared().metrics.dropped("damage").inc_by(to - from + 1);
-        self.ask(|done| Command::Note(note, done))
+        let over = self.ask(|done| Command::Note(note, done))?;
+        if over {
+            Ok(())
+        } else {
+            Err(ReadError::Store(format!("{from} to {to} are missing, which cannot be noted now")))
+        }
     }
 
     /// Asks the writer and waits until it is durable.

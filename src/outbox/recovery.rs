@@ -80,6 +80,10 @@ pub(super) struct Opened {
     pub(super) next_number: u64,
     /// Of this process.
     pub(super) segment: Segment,
+    /// Readings found missing by this opening; they are noted.
+    pub(super) lost: u64,
+    /// Generations rebuilt by this opening; what they were is in `damaged/`.
+    pub(super) rebuilt: u64,
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -91,6 +95,7 @@ struct Recovery {
     directory: Directory,
     sizes: Sizes,
     set_aside: Vec<GenerationId>,
+    rebuilt: u64,
 }
 
 /// Opens the outbox below `state_dir`.
@@ -107,28 +112,35 @@ pub(super) fn open(state_dir: &Path, agent: &str, sizes: Sizes) -> Result<(Opene
     lock::sign(&mut lock).map_err(io_error("write", &state_dir.join("lock")))?;
     let (mut state, loaded) =
         StateFile::open(&directory.file("state"), agent).map_err(io_error("open", &directory.file("state")))?;
-    let (position, known) =
+    let (mut position, mut known) =
         PositionFile::open(&directory.file("pos")).map_err(io_error("open", &directory.file("pos")))?;
     sync_directory(&path).and_then(|()| sync_directory(state_dir)).map_err(io_error("sync", &path))?;
+    if known.is_none() && matches!(loaded, Loaded::Nothing) && directory.list().is_ok_and(|found| found.is_empty()) {
+        // From here on a `pos` that cannot be read is damage, and no kill at the first start looks like it.
+        let origin = Position { next_index: 1, next_sequence: 1, ..Position::default() };
+        position.write(origin).map_err(io_error("write", &directory.file("pos")))?;
+        known = Some(origin);
+    }
     directory.sweep().map_err(io_error("clean up", &path))?;
 
-    let mut recovery = Recovery { directory, sizes, set_aside: Vec::new() };
+    let mut recovery = Recovery { directory, sizes, set_aside: Vec::new(), rebuilt: 0 };
     let acked = known.unwrap_or_default();
     let found = recovery.list(acked)?;
     let next_number = found.last().map_or(1, |last| last.id.number + 1);
-    let (older, tried, memory) = recovery.newest(&found)?;
+    let (older, tried, memory) = recovery.newest(&found, acked)?;
 
     let mut memory = memory;
     let mut ends = Ends::of(&tried, acked);
     let had_state = matches!(loaded, Loaded::State(_)) && state.state.life().is_some();
     life::adopt_lives(&mut state, &memory, had_state)?;
-    let segment = life::begin_segment(&mut state, &mut memory, &mut ends, known, &recovery, had_state)?;
+    let mut lost = 0;
+    let segment = life::begin_segment(&mut state, &mut memory, &mut ends, known, &recovery, had_state, &mut lost)?;
 
     let mut closed = recovery.older(&older, tried.first().map(|tried| tried.found.id))?;
     let committed = committed(known, &memory, &closed, &tried, ends.next_sequence);
     let repaired = !recovery.set_aside.is_empty() || ends.new_life;
     let current = recovery.sort_tried(tried, &mut closed, repaired);
-    recovery.note_set_aside(&mut memory, &closed, current.as_ref(), committed, &segment, &ends, &state);
+    recovery.note_set_aside(&mut memory, &closed, current.as_ref(), committed, &segment, &ends, &state, &mut lost);
     recovery.finish_removals(&mut memory, &mut closed)?;
     memory.add_segment(segment.clone());
     let current = if recovery.set_aside.is_empty() { current } else { recovery.close(current, &mut closed) };
@@ -145,6 +157,8 @@ pub(super) fn open(state_dir: &Path, agent: &str, sizes: Sizes) -> Result<(Opene
         next_sequence: ends.next_sequence,
         next_number,
         segment,
+        lost,
+        rebuilt: recovery.rebuilt,
     };
     Ok((opened, state))
 }

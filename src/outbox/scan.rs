@@ -88,7 +88,8 @@ pub(super) fn scan(generation: &Generation, limit: Option<u64>, memory: &mut Mem
         }
     }
     if !seen {
-        scanner.broken("no readable block".to_owned());
+        // Nothing says at which sequence it begins or ends.
+        return Err(StoreError::Damaged("no readable block".to_owned()));
     }
     // A snapshot does not cross generations.
     scanner.memory.broken();

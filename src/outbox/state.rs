@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::outbox::{Identity, IdentityChange};
 use crate::record::{Incarnation, Nonce};
 
+use super::entry::Segment;
 use super::format::{FORMAT, WRITER};
 use super::slots::{self, Slots};
 use super::wire::NUMBERS_END;
 
-/// Incarnations kept by name; older ones are delivered long since.
+/// Incarnations kept by name. Those of older ones that still have undelivered readings are named by their segments.
 const LIVES_MAX: usize = 16;
+/// Longest cluster id that is kept; Kafka's own have 22 bytes.
+const CLUSTER_BYTES_MAX: usize = 256;
 
 /// One incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,14 @@ pub(super) struct Life {
     pub(super) prev: Option<String>,
     /// First sequence it accounts for.
     pub(super) first_sequence: u64,
+    /// Something was written under it; until then another start may take it over.
+    #[serde(default = "yes")]
+    pub(super) begun: bool,
+}
+
+/// Of files written before there was `begun`.
+fn yes() -> bool {
+    true
 }
 
 impl Life {
@@ -93,8 +104,12 @@ impl State {
 
     /// Begins an incarnation after `previous`.
     pub(super) fn begin_life(&mut self, id: Incarnation, previous: Option<Incarnation>, first_sequence: u64) {
+        if self.life().is_some_and(|life| !life.begun) {
+            self.lives.pop();
+        }
         let number = self.life().map_or(1, |life| life.number + 1);
-        self.lives.push(Life { number, id: id.to_hex(), prev: previous.map(Incarnation::to_hex), first_sequence });
+        let prev = previous.map(Incarnation::to_hex);
+        self.lives.push(Life { number, id: id.to_hex(), prev, first_sequence, begun: false });
         let excess = self.lives.len().saturating_sub(LIVES_MAX);
         self.lives.drain(..excess);
     }
@@ -109,6 +124,12 @@ impl State {
                 self.ever_began = true;
             }
             IdentityChange::CleanEnd => self.clean = true,
+            IdentityChange::Cluster(id) if id.len() > CLUSTER_BYTES_MAX => {
+                log::error!(
+                    "the cluster calls itself by {} bytes: that name is not kept, and no change of it is seen",
+                    id.len()
+                );
+            }
             IdentityChange::Cluster(id) => self.cluster = Some(id.clone()),
             IdentityChange::Previous(previous) => {
                 if let Some(life) = self.lives.last_mut() {
@@ -119,12 +140,17 @@ impl State {
     }
 
     /// What delivery sees. `undelivered_from` is the first sequence that Kafka may not have.
-    pub(super) fn identity(&self, segment: Nonce, segments: Vec<Nonce>, undelivered_from: u64) -> Identity {
+    pub(super) fn identity(&self, segment: Nonce, segments: &[Segment], undelivered_from: u64) -> Identity {
         let last = self.lives.len().saturating_sub(1);
         // A life is over when the next one began at or below what is delivered.
         let open = |at: usize| self.lives.get(at + 1).is_none_or(|next| next.first_sequence > undelivered_from);
-        let known =
+        let named =
             (0..self.lives.len()).filter(|at| *at == last || open(*at)).filter_map(|at| self.lives[at].incarnation());
+        let named: Vec<_> = named.collect();
+        let oldest = self.lives.first().map_or(0, |life| life.number);
+        let mut known: Vec<_> = segments.iter().filter(|segment| segment.incarnation_number < oldest).collect();
+        known.dedup_by_key(|segment| segment.incarnation);
+        let known = known.into_iter().map(|segment| segment.incarnation).chain(named);
         let nonce = |at: usize| Nonce::from_hex(&self.nonces[at]).unwrap_or_default();
         Identity {
             incarnation: self.life().and_then(Life::incarnation).unwrap_or(Incarnation([0; 16])),
@@ -132,7 +158,7 @@ impl State {
             known: known.collect(),
             ever_began: self.ever_began,
             segment,
-            segments,
+            segments: segments.iter().map(|segment| segment.nonce).collect(),
             session_nonces: [nonce(0), nonce(1)],
             session_number: self.session_number,
             clean: self.clean,
@@ -199,5 +225,43 @@ impl StateFile {
         self.slots.write(&payload)?;
         self.state = state;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_state_fits_its_slot() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(&dir.path().join("state"), &"x".repeat(64)).unwrap();
+        for n in 0..10_000u64 {
+            let id = Incarnation(u128::MAX.wrapping_sub(u128::from(n)).to_be_bytes());
+            file.state.begin_life(id, Some(id), u64::MAX);
+            let number = file.state.lives.len() as u64;
+            file.state.lives.iter_mut().for_each(|life| life.begun = true);
+            assert!(number <= LIVES_MAX as u64);
+        }
+        file.state.lives.iter_mut().for_each(|life| life.number = u64::MAX);
+        (file.state.index_limit, file.state.sequence_limit, file.state.session_number) = (u64::MAX, u64::MAX, u64::MAX);
+        file.state.change(&IdentityChange::Cluster("c".repeat(CLUSTER_BYTES_MAX)));
+        file.update(|state| state.change(&IdentityChange::CleanEnd)).unwrap();
+        file.state.change(&IdentityChange::Cluster("d".repeat(100_000)));
+        file.update(|_| {}).unwrap();
+        assert_eq!(file.state.cluster, Some("c".repeat(CLUSTER_BYTES_MAX)));
+    }
+
+    #[test]
+    fn a_start_that_failed_before_it_wrote_costs_no_incarnation() {
+        let mut state = State::new("gw");
+        let id = |n| Incarnation([n; 16]);
+        state.begin_life(id(1), None, 1);
+        state.lives[0].begun = true;
+        for _ in 0..1000 {
+            state.begin_life(id(2), Some(id(1)), 100);
+        }
+        assert_eq!(state.lives.iter().map(|life| life.number).collect::<Vec<_>>(), [1, 2]);
+        assert!(state.lives[0].begun, "{state:?}");
     }
 }

@@ -14,6 +14,9 @@ use crate::record::{Flags, Kind, Reading, SourceId};
 use super::format::{self, FORMAT, WRITER};
 use super::wire::NUMBERS_END;
 
+/// Name of a summary that is being written.
+pub(super) const NEW: &str = "end-new";
+
 /// Contents of a generation. Ends are exclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Summary {
@@ -81,11 +84,35 @@ impl Summary {
         }
     }
 
+    /// Writes the file, whole or not at all. If that fails, an older one goes: none is read anew, a wrong one is believed.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let result = self.replace(path);
+        if result.is_err() {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::error!("cannot remove {}, which is out of date: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn replace(&self, path: &Path) -> io::Result<()> {
         let json = serde_json::to_string(&Content { v: FORMAT, writer: WRITER, summary: self });
-        let mut file = fs::File::create(path)?;
-        file.write_all(format::seal(&json.map_err(io::Error::other)?).as_bytes())?;
-        file.sync_data()
+        let text = format::seal(&json.map_err(io::Error::other)?);
+        let new = path.with_extension(NEW);
+        let mut file = fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_data()?;
+        fs::rename(new, path)
+    }
+
+    /// Whether it can be that of a generation that begins at `first_index` and is followed by one that begins at `limit`.
+    pub(super) fn fits(&self, first_index: u64, limit: Option<u64>) -> bool {
+        first_index <= self.end_index
+            && self.first_sequence <= self.end_sequence
+            && limit.is_none_or(|limit| self.end_index <= limit)
     }
 
     /// `None`: missing, torn or senseless.
@@ -94,5 +121,22 @@ impl Summary {
         let ends = [summary.end_index, summary.end_sequence, summary.record_bytes];
         let good = ends.iter().all(|end| *end < NUMBERS_END) && summary.first_sequence <= summary.end_sequence;
         good.then_some(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_that_cannot_be_written_leaves_no_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g1-1.end");
+        Summary::starting_at(1, 1).write(&path).unwrap();
+        assert_eq!(Summary::read(&path), Some(Summary::starting_at(1, 1)));
+        // Its place is taken: the new one cannot be made.
+        fs::create_dir(path.with_extension(NEW)).unwrap();
+        assert!(Summary::starting_at(1, 2).write(&path).is_err());
+        assert_eq!(Summary::read(&path), None, "what is out of date must not be believed");
     }
 }

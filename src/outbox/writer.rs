@@ -13,6 +13,7 @@
 mod change;
 mod commit;
 mod count;
+mod damage;
 mod flights;
 mod queue;
 mod refuse;
@@ -69,7 +70,7 @@ pub(super) enum Command {
     Submit(Arc<Source>, Vec<Arrival>),
     Control(Arc<Source>, Control),
     /// Writes a note; answered when it is durable.
-    Note(Note, SyncSender<()>),
+    Note(Note, SyncSender<bool>),
     /// A generation cannot be read: note it, move it away, answer whether it is gone.
     SetAside(GenerationId, String, SyncSender<bool>),
     /// One step of a purge.
@@ -118,6 +119,8 @@ pub(super) struct Writer {
     closing: bool,
     /// Of the state directory; held until everything is closed.
     lock: Option<File>,
+    /// Generations that this process has rebuilt: what is missing in them now is lost.
+    rebuilt: Vec<GenerationId>,
 }
 
 impl Writer {
@@ -151,6 +154,7 @@ impl Writer {
             timers: Timers::new(),
             closing: false,
             lock: Some(opened.lock),
+            rebuilt: Vec::new(),
             shared,
             commands,
             sizes,
@@ -159,6 +163,10 @@ impl Writer {
         if writer.current.is_none() {
             writer.make_generation()?;
         }
+        writer.begin_life()?;
+        writer.shared.metrics.dropped("damage").inc_by(opened.lost);
+        writer.shared.metrics.damaged.inc_by(opened.rebuilt);
+        writer.shared.view().damaged += opened.rebuilt;
         for id in opened.set_aside {
             writer.move_aside(id);
         }
@@ -168,7 +176,19 @@ impl Writer {
         writer.look_for_room();
         writer.tell_refused();
         writer.update_metrics();
+        if let Err(error) = writer.sync_position() {
+            log::error!("cannot write outbox/pos ({error}); it is tried again in a second");
+        }
         Ok(writer)
+    }
+
+    /// The snapshot of the newest generation names the incarnation in force: no later start may take it for unused.
+    fn begin_life(&self) -> io::Result<()> {
+        let mut state = self.shared.state();
+        if state.state.life().is_none_or(|life| life.begun) {
+            return Ok(());
+        }
+        state.update(|state| state.lives.iter_mut().for_each(|life| life.begun = true))
     }
 
     /// Runs until closed.
@@ -230,7 +250,7 @@ impl Writer {
                 arrivals.into_iter().for_each(|arrival| self.queue.push(Work::Arrival(source.clone(), arrival)));
             }
             Command::Control(source, control) => self.queue.push(Work::Control(source, control)),
-            Command::Note(note, done) => self.queue.push_front(Work::Note(Box::new(note), Some(done))),
+            Command::Note(note, done) => self.note_missing(note, done),
             Command::SetAside(id, why, done) => self.set_aside(id, &why, done),
             Command::Purge(change, done) => {
                 let result = self.purge(&change);
@@ -313,7 +333,8 @@ impl Writer {
     }
 
     fn shut(&mut self) {
-        if let Err(error) = self.sync_position() {
+        // Twice: then one damaged slot does not hide where a log ended that was closed in order.
+        if let Err(error) = self.sync_position().and_then(|()| self.position.write_again()) {
             log::error!(
                 "cannot write outbox/pos at the end ({error}): delivered readings may be read again, not sent again"
             );

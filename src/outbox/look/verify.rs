@@ -150,6 +150,8 @@ impl Verifier<'_, '_> {
                         "{bytes} bytes of generations set aside: fieldpost outbox salvage may recover what is in them"
                     )
                 })
+            } else if name.starts_with("next-") {
+                Some("a rebuilt generation; the next start puts it in its place".to_owned())
             } else if name.starts_with("dead-") {
                 Some("left by a removal; the next start removes it".to_owned())
             } else if stem.is_some_and(|stem| GenerationId::parse(stem).is_some() && !known.contains(stem)) {

@@ -1,5 +1,9 @@
-//! Where the log ends, who we are, and the segment of this process. A new incarnation begins where the log is shorter
-//! than it must be.
+//! Where the log ends, who we are, and the segment of this process.
+//!
+//! A new incarnation begins whenever the end of the log cannot be trusted, so that no number is given twice: it is
+//! shorter than `pos` says, `pos` is lost, or the newest generation is damaged or gone. What a kill or a power cut
+//! leaves is no damage: a log that ends early, but not before `pos`; at most an arrival without its commit mark
+//! (docs/decisions/0222).
 
 use std::io;
 
@@ -13,6 +17,7 @@ use super::super::entry::Segment;
 use super::super::memory::Memory;
 use super::super::position::Position;
 use super::super::state::{Life, StateFile};
+use super::losses::lose;
 use super::newest::Tried;
 use super::{LIMIT_STEP, Recovery, note};
 
@@ -28,6 +33,10 @@ pub(super) struct Ends {
     pub(super) next_index: u64,
     pub(super) next_sequence: u64,
     pub(super) new_life: bool,
+    /// There is a generation that opened.
+    has_log: bool,
+    /// What is wrong with the newest one.
+    damage: Option<String>,
 }
 
 impl Ends {
@@ -35,7 +44,31 @@ impl Ends {
         let newest = tried.last().map(|tried| &tried.scan.summary);
         let (found_index, found_sequence) = newest
             .map_or((1, acked.committed.saturating_add(1)), |summary| (summary.end_index, summary.end_sequence.max(1)));
-        Self { found_index, found_sequence, next_index: found_index, next_sequence: found_sequence, new_life: false }
+        Self {
+            found_index,
+            found_sequence,
+            next_index: found_index,
+            next_sequence: found_sequence,
+            new_life: false,
+            has_log: !tried.is_empty(),
+            damage: tried.last().and_then(|tried| tried.scan.damage.clone()),
+        }
+    }
+
+    /// Why this may not be the end of what was acknowledged.
+    fn doubt(&self, known: Option<Position>, is_nobody: bool, set_aside: bool) -> Option<String> {
+        let acked = known.unwrap_or_default();
+        if set_aside {
+            Some("the newest generation does not open".to_owned())
+        } else if let Some(why) = &self.damage {
+            Some(format!("the newest generation is damaged: {why}"))
+        } else if self.found_index < acked.next_index || self.found_sequence < acked.next_sequence {
+            Some("the end of the log is missing".to_owned())
+        } else if known.is_none() {
+            Some("outbox/pos is lost, so nobody knows how far the log reached".to_owned())
+        } else {
+            is_nobody.then(|| "outbox/state and the log are lost".to_owned())
+        }
     }
 }
 
@@ -57,6 +90,7 @@ pub(super) fn adopt_lives(state: &mut StateFile, memory: &Memory, had_state: boo
                 id: segment.incarnation.to_hex(),
                 prev: missing.last().map(|life| life.id.clone()),
                 first_sequence: segment.first_sequence,
+                begun: true,
             });
         }
     }
@@ -81,19 +115,26 @@ pub(super) fn begin_segment(
     known: Option<Position>,
     recovery: &Recovery,
     had_state: bool,
+    lost: &mut u64,
 ) -> Result<Segment, OpenError> {
     let fail =
         |source| OpenError::Io { what: "write", path: recovery.directory.file("state").display().to_string(), source };
     let acked = known.unwrap_or_default();
     let (mut life, mut old) = (state.state.life().cloned(), None);
-    let is_new = life.is_none() && known.is_none() && recovery.set_aside.is_empty() && memory.segments.is_empty();
-    let short = ends.found_index < acked.next_index || ends.found_sequence < acked.next_sequence;
-    ends.new_life = !is_new && (short || !recovery.set_aside.is_empty() || life.is_none());
+    let is_new = life.is_none() && acked.next_index <= 1 && recovery.set_aside.is_empty() && !ends.has_log;
+    let doubt = if is_new { None } else { ends.doubt(known, life.is_none(), !recovery.set_aside.is_empty()) };
+    ends.new_life = doubt.is_some();
     if is_new || ends.new_life {
-        let id = Incarnation(random().map_err(fail)?);
+        // One that a start made and never wrote under is nobody's yet.
+        let unused = state.state.life().filter(|life| !life.begun).and_then(Life::incarnation);
+        let id = unused.map_or_else(|| random().map(Incarnation), Ok).map_err(fail)?;
         // The one before is the newest that has written: one made by a start that failed was never seen by anybody.
         old = memory.segments.last().map(|segment| segment.incarnation);
-        old = old.or_else(|| life.as_ref().and_then(Life::incarnation));
+        old = old.or_else(|| match &life {
+            Some(life) if life.begun => life.incarnation(),
+            Some(unused) => Incarnation::from_hex(unused.prev.as_deref()?),
+            None => None,
+        });
         if ends.new_life {
             let blind = if had_state { 0 } else { BLIND_JUMP };
             let name = recovery.set_aside.iter().map(|id| id.first_index).max().unwrap_or(0);
@@ -122,18 +163,23 @@ pub(super) fn begin_segment(
         nonce: Nonce(random().map_err(fail)?),
         boot_id: ByteString::from(clock::boot_id()),
     };
-    if ends.new_life {
+    if let Some(doubt) = doubt {
         let gone = (ends.found_sequence, acked.next_sequence.saturating_sub(1));
         if gone.0 <= gone.1 {
-            memory.notes.add(note(gone, old.unwrap_or(incarnation), "damage", &segment));
+            lose(
+                memory,
+                note(gone, old.unwrap_or(incarnation), "damage", &segment),
+                "were at the end of the log",
+                lost,
+            );
         }
         let begin = ends.found_sequence.max(acked.next_sequence);
         let mut born = note((begin, ends.next_sequence - 1), incarnation, "new_incarnation", &segment);
         born.previous = old;
         memory.notes.add(born);
         log::error!(
-            "the newest part of the outbox is damaged or missing (it should reach sequence {}, it reaches {}): \
-             going on as incarnation {} from sequence {}; gap records will say so",
+            "{doubt} (the log should reach sequence {}, it reaches {}): going on as incarnation {} from sequence {}; a gap \
+             record will say so",
             acked.next_sequence.saturating_sub(1),
             ends.found_sequence.saturating_sub(1),
             segment.incarnation_number,

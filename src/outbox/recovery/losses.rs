@@ -4,9 +4,19 @@ use crate::outbox::OpenError;
 
 use super::super::entry::Segment;
 use super::super::memory::Memory;
+use super::super::note::Note;
 use super::super::state::{Life, StateFile};
 use super::life::Ends;
 use super::{Closed, Continued, Recovery, io_error, note};
+
+/// Notes readings that are gone, and says and counts what no note named before.
+pub(super) fn lose(memory: &mut Memory, note: Note, what: &str, lost: &mut u64) {
+    for (from, to) in memory.notes.uncovered(note.from, note.to) {
+        log::error!("readings {from} to {to} {what} and are lost; a gap record will say so");
+        *lost += to - from + 1;
+    }
+    memory.notes.add(note);
+}
 
 impl Recovery {
     /// Notes what the generations set aside held, between their neighbours.
@@ -20,6 +30,7 @@ impl Recovery {
         segment: &Segment,
         ends: &Ends,
         state: &StateFile,
+        lost: &mut u64,
     ) {
         for id in &self.set_aside {
             let before = closed.iter().filter(|closed| closed.id < *id).map(|closed| closed.summary.end_sequence).max();
@@ -30,8 +41,7 @@ impl Recovery {
             for (from, to) in memory.notes.uncovered(from, after.saturating_sub(1)) {
                 let life = state.state.lives.iter().rev().find(|life| life.first_sequence <= from);
                 let incarnation = life.and_then(Life::incarnation).unwrap_or(segment.incarnation);
-                log::error!("readings {from} to {to} were in {id} and are lost; a gap record will say so");
-                memory.notes.add(note((from, to), incarnation, "damage", segment));
+                lose(memory, note((from, to), incarnation, "damage", segment), &format!("were in {id}"), lost);
             }
         }
     }

@@ -9,8 +9,10 @@ use crate::outbox::OpenError;
 use super::super::directory::{Found, GenerationId};
 use super::super::format::{FORMAT, WRITER};
 use super::super::generation::{Generation, StoreError};
+use super::super::limits::Sizes;
 use super::super::memory::Memory;
 use super::super::position::Position;
+use super::super::repair;
 use super::super::scan::{Scan, scan};
 use super::{Recovery, io_error};
 
@@ -56,7 +58,7 @@ impl Recovery {
     }
 
     /// Opens one; `None`: it is damaged.
-    pub(super) fn try_open(&self, id: GenerationId) -> Result<Option<Generation>, OpenError> {
+    fn try_open(&self, id: GenerationId) -> Result<Option<Generation>, OpenError> {
         let path = self.directory.generation(id);
         let mut given_up = false;
         let mut busy = 0;
@@ -64,11 +66,7 @@ impl Recovery {
             match Generation::open(&self.directory, id, self.sizes.segment_bytes) {
                 Ok(generation) => return Ok(Some(generation)),
                 Err(StoreError::Damaged(why)) => {
-                    log::error!(
-                        "{} does not open ({why}): it is moved to {}",
-                        path.display(),
-                        self.directory.damaged().display()
-                    );
+                    log::error!("{} does not open ({why})", path.display());
                     return Ok(None);
                 }
                 Err(StoreError::Full(_)) if !given_up => {
@@ -89,31 +87,74 @@ impl Recovery {
         }
     }
 
+    /// Opens and reads one, below `limit`. If it is damaged, or does not reach as far as `acked` says, it is rebuilt from
+    /// what is whole in it, once. `None`: nothing can be read.
+    pub(super) fn read(
+        &mut self,
+        id: GenerationId,
+        limit: Option<u64>,
+        acked: Position,
+    ) -> Result<Option<(Generation, Scan, Memory)>, OpenError> {
+        let image = repair::image(&self.directory, id);
+        let first = self.read_as_it_is(id, limit)?;
+        let damage = match &first {
+            None => Some("nothing can be read".to_owned()),
+            Some((_, scan, _)) => {
+                let short = scan.summary.end_index < acked.next_index;
+                scan.damage.clone().or_else(|| short.then(|| "its end is missing".to_owned()))
+            }
+        };
+        let Some(damage) = damage else { return Ok(first) };
+        log::error!("{} is damaged ({damage})", self.directory.generation(id).display());
+        if let Some((generation, ..)) = &first {
+            generation.close();
+        }
+        drop(first);
+        let Sizes { segment_bytes, damaged_bytes_max, .. } = self.sizes;
+        match repair::rebuild(&self.directory, id, &image, segment_bytes, damaged_bytes_max) {
+            Ok(Some(_)) => self.rebuilt += 1,
+            Ok(None) => {}
+            Err(error) => log::error!("{id} cannot be rebuilt ({error}): what opens of it is read"),
+        }
+        self.read_as_it_is(id, limit)
+    }
+
+    fn read_as_it_is(
+        &self,
+        id: GenerationId,
+        limit: Option<u64>,
+    ) -> Result<Option<(Generation, Scan, Memory)>, OpenError> {
+        let Some(generation) = self.try_open(id)? else { return Ok(None) };
+        let mut memory = Memory::default();
+        match scan(&generation, limit, &mut memory) {
+            Ok(scan) => Ok(Some((generation, scan, memory))),
+            Err(error @ StoreError::Later(_)) => Err(store_error(&self.directory.generation(id), error)),
+            Err(error) => {
+                log::error!("{id} cannot be read ({error})");
+                Ok(None)
+            }
+        }
+    }
+
     /// Opens from the newest back to the first with a complete snapshot. Returns the older ones, the opened ones (oldest
     /// first) and what they say.
-    pub(super) fn newest(&mut self, found: &[Found]) -> Result<(Vec<Found>, Vec<Tried>, Memory), OpenError> {
+    pub(super) fn newest(
+        &mut self,
+        found: &[Found],
+        acked: Position,
+    ) -> Result<(Vec<Found>, Vec<Tried>, Memory), OpenError> {
         let mut tried: Vec<Tried> = Vec::new();
         let mut left = found.len();
         let mut memory = Memory::default();
         while left > 0 {
             left -= 1;
             let limit = found.get(left + 1).map(|next| next.id.first_index);
-            let Some(generation) = self.try_open(found[left].id)? else {
+            let acked = if tried.is_empty() && self.set_aside.is_empty() { acked } else { Position::default() };
+            let Some((generation, scan, own)) = self.read(found[left].id, limit, acked)? else {
                 self.set_aside.push(found[left].id);
                 continue;
             };
-            let mut own = Memory::default();
-            match scan(&generation, limit, &mut own) {
-                Ok(scan) => tried.push(Tried { found: found[left], generation, scan }),
-                Err(error @ StoreError::Later(_)) => {
-                    return Err(store_error(&self.directory.generation(found[left].id), error));
-                }
-                Err(error) => {
-                    log::error!("{} cannot be read ({error}): it is moved away", found[left].id);
-                    self.set_aside.push(found[left].id);
-                    continue;
-                }
-            }
+            tried.push(Tried { found: found[left], generation, scan });
             memory = own;
             if memory.complete {
                 break;

@@ -5,11 +5,9 @@ use std::sync::Arc;
 use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
-use super::super::generation::StoreError;
-use super::super::memory::Memory;
-use super::super::scan::scan;
+use super::super::position::Position;
 use super::super::summary::Summary;
-use super::newest::{Tried, store_error};
+use super::newest::Tried;
 use super::{Closed, Continued, Recovery};
 
 impl Recovery {
@@ -22,7 +20,8 @@ impl Recovery {
         let mut closed = Vec::new();
         for (at, found) in older.iter().enumerate() {
             let limit = older.get(at + 1).map(|next| next.id.first_index).or(first_tried.map(|id| id.first_index));
-            let summary = match Summary::read(&self.directory.summary(found.id)) {
+            let summary = Summary::read(&self.directory.summary(found.id));
+            let summary = match summary.filter(|summary| summary.fits(found.id.first_index, limit)) {
                 Some(summary) => summary,
                 None => match self.summarise(found.id, limit)? {
                     Some(summary) => summary,
@@ -39,19 +38,12 @@ impl Recovery {
     }
 
     /// Reads a generation whose summary is lost.
-    fn summarise(&self, id: GenerationId, limit: Option<u64>) -> Result<Option<Summary>, OpenError> {
-        let Some(generation) = self.try_open(id)? else { return Ok(None) };
-        match scan(&generation, limit, &mut Memory::default()) {
-            Ok(scan) => {
-                self.write_summary(id, &scan.summary);
-                Ok(Some(scan.summary))
-            }
-            Err(error @ StoreError::Later(_)) => Err(store_error(&self.directory.generation(id), error)),
-            Err(error) => {
-                log::error!("{id} cannot be read ({error}): it is moved away");
-                Ok(None)
-            }
-        }
+    fn summarise(&mut self, id: GenerationId, limit: Option<u64>) -> Result<Option<Summary>, OpenError> {
+        let read = self.read(id, limit, Position::default())?;
+        Ok(read.map(|(_, scan, _)| {
+            self.write_summary(id, &scan.summary);
+            scan.summary
+        }))
     }
 
     fn write_summary(&self, id: GenerationId, summary: &Summary) {

@@ -161,7 +161,7 @@ impl Writer {
         let works = notes.len() + purges.len();
         // The last one pushed stands first.
         purges.into_iter().rev().for_each(|purge| self.queue.push_front(Work::Purge(Box::new(purge))));
-        notes.into_iter().rev().for_each(|note| self.queue.push_front(Work::Note(Box::new(note), None)));
+        notes.into_iter().rev().for_each(|note| self.queue.push_front(Work::Note(Box::new(note))));
         if works > 0 && !self.write_front_notes(works) {
             let state = self.shared.view().state.clone();
             return Err(ChangeError::Refused(format!(

@@ -101,7 +101,7 @@ impl Writer {
             Work::Purge(purge) => {
                 (self.tail.packer.push_control(&entry::Control::Purged((**purge).clone()), ALONE), Outcome::Appended)
             }
-            Work::Note(note, _) => {
+            Work::Note(note) => {
                 (self.tail.packer.push_control(&entry::Control::Note((**note).clone()), ALONE), Outcome::Appended)
             }
         };
@@ -263,13 +263,11 @@ impl Writer {
                     self.memory.purges.add(*purge);
                     noted = true;
                 }
-                Work::Note(note, done) => {
+                Work::Note(note) => {
+                    self.count_lost(&note);
                     let told = self.shared.view().committed;
                     self.memory.notes.add_beyond(told, *note);
                     noted = true;
-                    if done.is_some_and(|done| done.send(()).is_err()) {
-                        log::debug!("nobody waits for the note any more");
-                    }
                 }
                 Work::Control(..) => {}
             }
@@ -288,6 +286,17 @@ impl Writer {
                     source.id
                 );
             }
+        }
+    }
+
+    /// A note of damage is durable: says and counts what no note named before.
+    fn count_lost(&self, note: &super::super::note::Note) {
+        if &*note.reason != "damage" {
+            return;
+        }
+        for (from, to) in self.memory.notes.uncovered(note.from, note.to) {
+            log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
+            self.shared.metrics.dropped("damage").inc_by(to - from + 1);
         }
     }
 

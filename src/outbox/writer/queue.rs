@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -28,7 +27,7 @@ pub(super) enum Work {
     Control(Arc<Source>, Control),
     /// A gap record for readings refused.
     Told(SourceId, Box<Reading>, Refusal),
-    Note(Box<Note>, Option<SyncSender<()>>),
+    Note(Box<Note>),
     Purge(Box<Purge>),
     /// A reading that is sent again.
     Copy(SourceId, Box<Reading>),
@@ -126,6 +125,6 @@ impl Queue {
 
     /// Takes out what the writer itself has queued and could not write: whoever asked for it is told that it is not done.
     pub(super) fn withdraw_own(&mut self) {
-        self.works.retain(|work| !matches!(work, Work::Note(_, None) | Work::Purge(_) | Work::Copy(..)));
+        self.works.retain(|work| !matches!(work, Work::Note(_) | Work::Purge(_) | Work::Copy(..)));
     }
 }

@@ -1,8 +1,6 @@
 //! Removing generations: delivered ones, ones a policy drops, damaged ones. Nothing undelivered goes before its note is
 //! durable.
 
-use std::sync::mpsc::SyncSender;
-
 use crate::{clock, config};
 
 use super::super::directory::GenerationId;
@@ -107,7 +105,7 @@ impl Writer {
     }
 
     /// Writes notes for what of a closed generation is neither delivered nor noted; the ranges, once they are durable.
-    fn write_notes(&mut self, listed: &Listed, reason: &'static str) -> Option<Vec<(u64, u64)>> {
+    pub(super) fn write_notes(&mut self, listed: &Listed, reason: &'static str) -> Option<Vec<(u64, u64)>> {
         let summary = listed.closed.clone()?;
         let committed = self.shared.view().committed;
         let from = listed.first_sequence.max(committed + 1);
@@ -125,7 +123,7 @@ impl Writer {
                 note.bytes = summary.record_bytes;
                 note.sources = summary.sources.iter().map(|(name, count)| (name.as_str().into(), *count)).collect();
             }
-            self.queue.push_front(Work::Note(Box::new(note), None));
+            self.queue.push_front(Work::Note(Box::new(note)));
         }
         if !ranges.is_empty() && !self.write_front_notes(ranges.len()) {
             return None;
@@ -155,56 +153,6 @@ impl Writer {
             }
         }
         result.is_ok()
-    }
-
-    /// Somebody cannot read a generation: what it held and is not delivered is noted, then it is moved away.
-    pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<bool>) {
-        log::error!("{} is damaged ({why})", self.directory.generation(id).display());
-        if self.current.as_ref().is_some_and(|current| current.generation.id() == id) {
-            if let Err(stop) = self.rotate() {
-                self.failed(&stop);
-            }
-        }
-        let listed = self.shared.view().generations.iter().find(|listed| listed.id == id).cloned();
-        let gone = match listed {
-            None => true,
-            Some(listed) => match self.write_notes(&listed, "damage") {
-                None => false,
-                Some(ranges) => {
-                    for (from, to) in ranges {
-                        log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
-                    }
-                    self.move_aside(id);
-                    true
-                }
-            },
-        };
-        if done.send(gone).is_err() {
-            log::debug!("nobody waits for {id} any more");
-        }
-    }
-
-    /// Moves a generation whose loss is noted into `damaged/`.
-    pub(super) fn move_aside(&mut self, id: GenerationId) {
-        let live = self.shared.publish(|view| {
-            let listed = view.generations.iter().find(|listed| listed.id == id);
-            let live = listed.and_then(|listed| listed.live.upgrade());
-            view.generations.retain(|listed| listed.id != id);
-            view.damaged += 1;
-            live
-        });
-        // Whoever looks into it must not have it open while it is moved.
-        if let Some(live) = live {
-            live.close();
-        }
-        self.shared.metrics.damaged.inc();
-        match self.directory.set_aside(id, self.sizes.damaged_bytes_max) {
-            Ok(to) => log::error!("moved the damaged generation {id} to {}", to.display()),
-            Err(error) => {
-                log::error!("cannot move the damaged generation {id} away ({error}); the next start tries again");
-            }
-        }
-        self.measure_damaged();
     }
 
     /// Drops closed generations whose youngest reading is older than `max_age`, by a clock that can be trusted.

@@ -1,0 +1,112 @@
+//! Rebuilding a damaged generation from the blocks that are still whole in its file.
+//!
+//! sled drops everything behind a bad message in a segment, and wipes the end of the log when it opens. But a block
+//! stands in one piece in `db`, under a checksum of its own. So all that is whole is searched for byte by byte, put
+//! into a new database under the same name, and the damaged one goes to `damaged/`. What is still missing shows as
+//! holes between blocks, like any other loss.
+//!
+//! The newest generation is read into memory before it is opened ([`image`]): only then is damage seen, and the end
+//! wiped. It is not copied on disk, for there may be no room, and the cap holds at any moment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::block::{self, HEAD_BYTES};
+use super::directory::{Directory, GenerationId};
+use super::generation::{Generation, StoreError, block_bytes_max, unsynced_bytes_max};
+
+/// All of a generation's file `db`, some 7 MiB at most; empty if it cannot be read.
+pub(super) fn image(directory: &Directory, id: GenerationId) -> Vec<u8> {
+    let path = directory.generation(id).join("db");
+    fs::read(&path).unwrap_or_else(|error| {
+        log::debug!("cannot read {}: {error}", path.display());
+        Vec::new()
+    })
+}
+
+/// Where whole blocks of this generation stand in `bytes`: first index, offset, length.
+fn find_blocks(bytes: &[u8], first_index: u64) -> BTreeMap<u64, (usize, usize)> {
+    let mut found: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+    let mut at = 0;
+    while at + HEAD_BYTES <= bytes.len() {
+        let end = bytes.len().min(at + LONGEST);
+        match block::measure(&bytes[at..end]) {
+            Some((head, len)) => {
+                if head.first_index >= first_index {
+                    found.entry(head.first_index).or_insert((at, len));
+                }
+                at += len;
+            }
+            None => at += 1,
+        }
+    }
+    found
+}
+
+/// More than the longest block.
+const LONGEST: usize = 16 << 10;
+
+/// Puts a new database in the place of a damaged generation, which nobody may have open, with every block that is whole
+/// in `image`. The damaged one goes to `damaged/`, which stays below `damaged_bytes_max`. `Ok(None)`: nothing
+/// of it is left, and nothing was changed. Else the number of blocks.
+pub(super) fn rebuild(
+    directory: &Directory,
+    id: GenerationId,
+    image: &[u8],
+    segment_bytes: usize,
+    damaged_bytes_max: u64,
+) -> Result<Option<usize>, StoreError> {
+    debug_assert!(block_bytes_max(segment_bytes) < LONGEST);
+    let found = find_blocks(image, id.first_index);
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let rebuilt = directory.rebuilding(id);
+    if rebuilt.exists() {
+        fs::remove_dir_all(&rebuilt).map_err(StoreError::of_io)?;
+    }
+    let made = fill(
+        directory,
+        id,
+        &rebuilt,
+        segment_bytes,
+        found.iter().map(|(key, (at, len))| (*key, &image[*at..at + len])),
+    );
+    let exchanged = made.and_then(|()| directory.exchange(id, damaged_bytes_max).map_err(StoreError::of_io));
+    match exchanged {
+        Ok(to) => {
+            log::warn!("{id} was rebuilt from {} whole blocks; the damaged one is {}", found.len(), to.display());
+            Ok(Some(found.len()))
+        }
+        Err(error) => {
+            if let Err(error) = fs::remove_dir_all(&rebuilt) {
+                log::debug!("cannot remove {} ({error}); the next start does", rebuilt.display());
+            }
+            Err(error)
+        }
+    }
+}
+
+fn fill<'a>(
+    directory: &Directory,
+    id: GenerationId,
+    path: &Path,
+    segment_bytes: usize,
+    blocks: impl Iterator<Item = (u64, &'a [u8])>,
+) -> Result<(), StoreError> {
+    let generation = Generation::open_at(directory, id, path.to_owned(), segment_bytes)?;
+    let mut unsynced = 0;
+    for (first_index, block) in blocks {
+        if unsynced > 0 && unsynced + block.len() > unsynced_bytes_max(segment_bytes) {
+            generation.sync()?;
+            unsynced = 0;
+        }
+        generation.insert(first_index, block)?;
+        unsynced += block.len();
+    }
+    generation.sync()?;
+    generation.close();
+    // sled writes `conf` and renames its snapshot without syncing.
+    super::directory::sync_tree(path).map_err(StoreError::of_io)
+}
