@@ -21,6 +21,7 @@ use crate::config::{Config, Source};
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::metrics::Metrics;
 use crate::outbox::{OpenError, OpenOptions, Outbox};
+use crate::record::SourceId;
 use crate::telemetry::Telemetry;
 
 use health::Health;
@@ -176,6 +177,7 @@ impl Agent {
         let stopping: Vec<_> = plan.removed.iter().chain(&plan.changed).cloned().collect();
         self.stuck.extend(self.sources.stop_all(&stopping, SOURCES_STOP).await);
         for name in &plan.removed {
+            self.outbox.dismiss(&SourceId::from(name.as_str()));
             if let Some(Source::Mqtt(_)) = self.config.sources.remove(name) {
                 log::warn!(
                     "source {name} is gone from the configuration; its session stays at the broker, which keeps \

@@ -31,7 +31,7 @@ use self::template::Offer;
 use crate::config;
 use crate::config::intake::Decode;
 use crate::metrics::intake::SourceMetrics;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Terms};
 use crate::progress::Progress;
 use crate::record::SourceId;
 use crate::status::SourceStatus;
@@ -80,7 +80,9 @@ pub fn start(outbox: &Outbox, options: SourceOptions) -> Result<SourceHandle, St
     // identifier and message, and a handful per connection.
     #[allow(clippy::disallowed_methods)]
     let (inputs, received) = mpsc::unbounded_channel();
-    let appender = outbox.appender(&SourceId::from(name.as_str()));
+    let source = SourceId::from(name.as_str());
+    outbox.admit(&source, terms(config.mapping()));
+    let appender = outbox.appender(&source);
     let dedup = matches!(&config, config::Source::Mqtt(mqtt) if mqtt.redelivery_dedup);
     let input = match config {
         config::Source::Mqtt(config) => {
@@ -89,7 +91,7 @@ pub fn start(outbox: &Outbox, options: SourceOptions) -> Result<SourceHandle, St
             tokio::spawn(keeper.run(outbox.clone(), inputs))
         }
         config::Source::Serial(config) => {
-            let reader = serial::Reader::new(config, board.clone(), inputs, outbox.held(), stopped)?;
+            let reader = serial::Reader::new(config, board.clone(), inputs, outbox.held().of(&source), stopped)?;
             tokio::spawn(reader.run())
         }
     };
@@ -97,6 +99,12 @@ pub fn start(outbox: &Outbox, options: SourceOptions) -> Result<SourceHandle, St
     let stage = Stage::new(mapper, appender, received, board.clone(), progress.clone(), limits);
     let tasks = Mutex::new(vec![input, tokio::spawn(stage.run())]);
     Ok(SourceHandle { board, progress, stop, tasks })
+}
+
+/// What the source may have of the outbox. Checked before.
+fn terms(mapping: &config::intake::Mapping) -> Terms {
+    let share = check::share(&mapping.share_max).unwrap_or(1.0);
+    Terms { share, priority: mapping.priority }
 }
 
 /// Checks what [`start`] would refuse, without starting: for `check-config`. All mistakes, each as `key: what is wrong`.

@@ -55,6 +55,8 @@ mod repair;
 #[cfg(test)]
 mod replay_tests;
 mod scan;
+#[cfg(test)]
+mod share_tests;
 mod slots;
 #[cfg(test)]
 mod small_disk_tests;
@@ -71,6 +73,7 @@ mod wear_tests;
 mod wire;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -80,7 +83,7 @@ use tokio::sync::mpsc;
 
 pub use change::{Change, ChangeError, Left, Purged, Replayed, Report, Selection, Step, run};
 pub(crate) use format::{seal, unseal};
-pub use limits::{HeldBytes, HeldPermit};
+pub use limits::{HeldBytes, HeldPermit, Terms};
 pub use look::{Inspection, Look, LookError};
 pub use reader::Reader;
 
@@ -370,6 +373,27 @@ impl Outbox {
     /// Most record bytes of one arrival. Who takes a larger one tells its loss instead of submitting it.
     pub fn arrival_bytes_max(&self) -> u64 {
         self.sizes.arrival_bytes_max()
+    }
+
+    /// What a source may have of the outbox. A source nobody speaks of may have all of it.
+    pub fn admit(&self, source: &SourceId, terms: Terms) {
+        self.shared.terms().insert(source.clone(), terms);
+        self.shared.nudge(&self.commands);
+    }
+
+    /// A source is gone: its priority counts no more.
+    pub fn dismiss(&self, source: &SourceId) {
+        self.shared.terms().remove(source);
+    }
+
+    /// Adds what is stored of each source to its part of `/status`.
+    pub fn fill_in(&self, sources: &mut BTreeMap<String, crate::status::SourceStatus>) {
+        let view = self.shared.view();
+        for (name, status) in sources {
+            let queued = view.queued.get(&SourceId::from(name.as_str())).cloned().unwrap_or_default();
+            (status.queued_records, status.queued_bytes) = (queued.records, queued.bytes);
+            status.outside = queued.outside.map(|why| why.as_str().to_owned());
+        }
     }
 
     /// The drain's view.

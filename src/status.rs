@@ -108,6 +108,15 @@ pub struct SourceStatus {
     /// Standing alarms: what the owner must do.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// Its readings that are stored and not delivered, counted about five times a second.
+    #[serde(default)]
+    pub queued_records: u64,
+    /// What they take on disk.
+    #[serde(default)]
+    pub queued_bytes: u64,
+    /// Why the outbox does not let it in at the moment, if so: `share_max`, `priority`.
+    #[serde(default)]
+    pub outside: Option<String>,
 }
 
 /// The daemon as a whole.

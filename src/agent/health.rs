@@ -73,6 +73,8 @@ impl Health {
     pub fn status(&self) -> Status {
         let inner = &self.inner;
         let delivery = inner.delivery.status();
+        let mut sources = inner.sources.status();
+        inner.outbox.fill_in(&mut sources);
         Status {
             agent: AgentStatus {
                 id: inner.agent_id.clone(),
@@ -83,7 +85,7 @@ impl Health {
             },
             outbox: inner.outbox.status(),
             delivery,
-            sources: inner.sources.status(),
+            sources,
         }
     }
 

@@ -192,13 +192,6 @@ fn notices(config: &Config, look: &mut Report<'_>) {
         credential("delivery.kafka.sasl", sasl.password_credential.as_deref(), look);
     }
     for (name, source) in &config.sources {
-        let mapping = source.mapping();
-        if mapping.share_max != "100%" {
-            look.at(&format!("sources.{name}.share_max"), "has no effect in this version");
-        }
-        if mapping.priority != 0 {
-            look.at(&format!("sources.{name}.priority"), "has no effect in this version");
-        }
         if let Source::Mqtt(mqtt) = source {
             credential(&format!("sources.{name}"), mqtt.password_credential.as_deref(), look);
             if mqtt.tls.as_ref().is_some_and(|tls| !tls.verify) {

@@ -27,9 +27,14 @@ pub(super) fn check(name: &str, agent_id: &str, config: &Source) -> Vec<String> 
     wrong
 }
 
+/// The part that a share like `25%` means: above 0, at most 1.
+pub(super) fn share(text: &str) -> Option<f64> {
+    let percent = text.strip_suffix('%').and_then(|digits| digits.trim().parse::<f64>().ok());
+    percent.filter(|percent| *percent > 0.0 && *percent <= 100.0).map(|percent| percent / 100.0)
+}
+
 fn check_mapping(mapping: &Mapping, wrong: &mut Vec<String>) {
-    let share = mapping.share_max.strip_suffix('%').and_then(|digits| digits.trim().parse::<f64>().ok());
-    if !share.is_some_and(|percent| percent > 0.0 && percent <= 100.0) {
+    if share(&mapping.share_max).is_none() {
         wrong.push(format!(
             "share_max: {:?} is no share; write a percentage above 0%, as in \"25%\"",
             mapping.share_max

@@ -28,8 +28,8 @@ use self::url::Endpoint;
 use super::losses::Losses;
 use super::source::{Board, Input, stopped};
 use crate::config::intake::{Decode, Mqtt, Retained};
-use crate::outbox::Outbox;
-use crate::record::Qos;
+use crate::outbox::{HeldBytes, Outbox};
+use crate::record::{Qos, SourceId};
 
 /// How often it is looked whether there is room again.
 const ROOM_CHECK_EVERY: Duration = Duration::from_millis(100);
@@ -93,6 +93,11 @@ impl Keeper {
         self.board.state("stopped");
     }
 
+    /// The budget as this source uses it.
+    fn held(&self, outbox: &Outbox) -> HeldBytes {
+        outbox.held().of(&SourceId::from(&*self.board.name))
+    }
+
     fn plan(&self, outbox: &Outbox, inputs: mpsc::UnboundedSender<Input>) -> Plan {
         let config = &self.config;
         let wanted: Vec<(String, Qos)> = config
@@ -119,7 +124,7 @@ impl Keeper {
             file: SubscriptionFile::new(outbox.directory(), &self.board.name),
             board: self.board.clone(),
             inputs,
-            held: outbox.held(),
+            held: self.held(outbox),
             stop: self.stop.clone(),
             drop_retained: config.retained == Retained::Drop,
             decoded: config.mapping.decode != Decode::None,
@@ -158,7 +163,7 @@ impl Keeper {
     /// Stays away until a new connection would not have to wait at once.
     async fn wait_for_room(&mut self, outbox: &Outbox) {
         self.board.state("held");
-        let held = outbox.held();
+        let held = self.held(outbox);
         while held.is_crowded() {
             let stop = tokio::time::timeout(ROOM_CHECK_EVERY, self.stop.wait_for(|stop| *stop)).await;
             if stop.is_ok() {

@@ -158,6 +158,10 @@ impl Board {
             last_at: face.last_ns.map(clock::rfc3339),
             last_error: face.last_error.clone(),
             alarms: face.alarms.values().cloned().collect(),
+            // The outbox fills these in.
+            queued_records: 0,
+            queued_bytes: 0,
+            outside: None,
         }
     }
 

@@ -9,10 +9,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::intake::SourceLabel;
+
 /// Label `reason`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
-    /// `drop_oldest`, `drop_newest`, `max_age`, `damage`, `purge`.
+    /// `drop_oldest`, `drop_newest`, `share_max`, `priority`, `too_large`, `max_age`, `damage`, `purge`.
     pub reason: String,
 }
 
@@ -40,6 +42,9 @@ pub struct OutboxMetrics {
     pub medium_bytes: Counter,
     pub sync_seconds: Histogram,
     dropped: Family<ReasonLabel, Counter>,
+    source_bytes: Family<SourceLabel, Gauge>,
+    source_records: Family<SourceLabel, Gauge>,
+    source_outside: Family<SourceLabel, Gauge>,
 }
 
 impl Default for OutboxMetrics {
@@ -65,6 +70,9 @@ impl Default for OutboxMetrics {
             medium_bytes: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 18)),
             dropped: Family::default(),
+            source_bytes: Family::default(),
+            source_records: Family::default(),
+            source_outside: Family::default(),
         }
     }
 }
@@ -97,9 +105,26 @@ impl OutboxMetrics {
         let medium = m.medium_bytes.clone();
         let help = "Bytes of file pages this process had written, without the journal of the file system";
         registry.register("outbox_medium_bytes", help, medium);
+        let bytes = m.source_bytes.clone();
+        registry.register("outbox_source_bytes", "Bytes on disk of undelivered readings, by source", bytes);
+        let records = m.source_records.clone();
+        registry.register("outbox_source_records", "Undelivered readings, by source", records);
+        let outside = m.source_outside.clone();
+        registry.register("outbox_source_outside", "1 while its share or priority keeps a source out", outside);
         let sync = m.sync_seconds.clone();
         registry.register_with_unit("outbox_sync", "Time of a sync of the medium", Unit::Seconds, sync);
         m
+    }
+
+    /// What is stored of a source, and whether it is kept out.
+    pub fn source(&self, name: &str, records: u64, bytes: u64, outside: bool) {
+        let label = SourceLabel { source: name.to_owned() };
+        let gauge = |family: &Family<SourceLabel, Gauge>, value: i64| {
+            family.get_or_create_owned(&label).set(value);
+        };
+        gauge(&self.source_records, i64::try_from(records).unwrap_or(i64::MAX));
+        gauge(&self.source_bytes, i64::try_from(bytes).unwrap_or(i64::MAX));
+        gauge(&self.source_outside, i64::from(outside));
     }
 
     /// The counter of readings lost for a reason.

@@ -99,9 +99,38 @@ pub(super) struct Segment {
     pub(super) boot_id: ByteString,
 }
 
-/// Readings of a source refused by policy, since the outbox was made.
+/// Why readings are refused. The word stands in the gap record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub(super) enum Why {
+    #[default]
+    DropNewest,
+    ShareMax,
+    Priority,
+    /// It would not even fit an empty outbox.
+    TooLarge,
+}
+
+impl Why {
+    const ALL: [Self; 4] = [Self::DropNewest, Self::ShareMax, Self::Priority, Self::TooLarge];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::DropNewest => "drop_newest",
+            Self::ShareMax => "share_max",
+            Self::Priority => "priority",
+            Self::TooLarge => "too_large",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|why| why.as_str() == word)
+    }
+}
+
+/// Readings of a source refused for one reason, since the outbox was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Refusal {
+    pub(super) why: Why,
     /// Readings refused.
     pub(super) total: u64,
     /// Their record bytes.
@@ -220,13 +249,18 @@ fn get_segment(cursor: &mut Cursor<'_>) -> Option<Segment> {
 }
 
 fn get_refusal(cursor: &mut Cursor<'_>) -> Option<Refusal> {
-    let refusal = Refusal {
+    let mut refusal = Refusal {
+        why: Why::DropNewest,
         total: cursor.number()?,
         bytes: cursor.number()?,
         told: cursor.number()?,
         told_bytes: cursor.number()?,
         topic: own(&cursor.text()?),
     };
+    // Not written for `drop_newest`, as in the first outboxes.
+    if !cursor.is_empty() {
+        refusal.why = Why::parse(&cursor.text()?)?;
+    }
     (refusal.told <= refusal.total && refusal.told_bytes <= refusal.bytes).then_some(refusal)
 }
 
@@ -282,6 +316,9 @@ impl Control {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
                 put_text(out, &refusal.topic);
+                if refusal.why != Why::DropNewest {
+                    put_text(out, refusal.why.as_str());
+                }
             }
             Self::Note(note) => note.put(out),
             Self::Purged(purge) => purge.put(out),

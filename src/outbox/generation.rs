@@ -292,7 +292,7 @@ impl Generation {
 
 /// What a database is opened for.
 #[derive(Debug, Clone, Copy)]
-enum Opening {
+pub(super) enum Opening {
     /// To be made, or written on.
     ToWrite,
     /// Only to be read, and closed by the writer before: all of it is on the medium.

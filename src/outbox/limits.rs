@@ -1,8 +1,10 @@
 //! Budgets: bytes held in memory, bytes on disk, free space; and the sizes that follow from `max_bytes`. Plain
 //! arithmetic but for the counter of [`HeldBytes`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::record::SourceId;
 
 use super::generation::SEGMENT_BYTES;
 
@@ -15,46 +17,131 @@ pub struct HeldPermit {
 
 impl Drop for HeldPermit {
     fn drop(&mut self) {
-        self.budget.inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        let mut books = self.budget.books();
+        books.used -= self.bytes;
+        if let Some(source) = &self.budget.source {
+            let own = books.sources.entry(source.clone()).or_default();
+            own.used -= self.bytes;
+            let outside = own.outside;
+            books.used_outside -= if outside { self.bytes } else { 0 };
+        }
     }
 }
 
-/// The budget `held_bytes_max`: bytes received and not yet answered, all sources together.
+/// The budget `held_bytes_max`: bytes received and not yet answered, all sources together. A source that the outbox does not
+/// let in holds at most a sixteenth of it, and all such sources together a quarter: what they hold keeps nobody else waiting.
 #[derive(Debug, Clone)]
 pub struct HeldBytes {
-    inner: Arc<HeldInner>,
+    max: usize,
+    inner: Arc<Mutex<Books>>,
+    source: Option<SourceId>,
 }
 
-#[derive(Debug)]
-struct HeldInner {
-    used: AtomicUsize,
-    max: usize,
+#[derive(Debug, Default)]
+struct Books {
+    used: usize,
+    /// Of `used`, by sources that are outside.
+    used_outside: usize,
+    sources: BTreeMap<SourceId, OfSource>,
+}
+
+#[derive(Debug, Default)]
+struct OfSource {
+    used: usize,
+    outside: bool,
 }
 
 impl HeldBytes {
     /// A budget of `max` bytes.
     pub fn new(max: usize) -> Self {
-        Self { inner: Arc::new(HeldInner { used: AtomicUsize::new(0), max }) }
+        Self { max, inner: Arc::default(), source: None }
+    }
+
+    /// The same budget, as one source uses it.
+    #[must_use]
+    pub fn of(&self, source: &SourceId) -> Self {
+        Self { source: Some(source.clone()), ..self.clone() }
     }
 
     /// Takes `bytes` of the budget, or nothing if they are not there. More than the whole budget is granted when nothing
     /// else is held, so that one large message cannot wait for ever.
     pub fn try_acquire(&self, bytes: usize) -> Option<HeldPermit> {
-        let max = self.inner.max;
-        let take = |used: usize| (used == 0 || used.saturating_add(bytes) <= max).then(|| used.saturating_add(bytes));
-        self.inner.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        let mut books = self.books();
+        let own = self.source.as_ref().and_then(|source| books.sources.get(source));
+        if let Some(own) = own.filter(|own| own.outside && own.used > 0) {
+            if own.used + bytes > self.max / 16 || books.used_outside + bytes > self.max / 4 {
+                return None;
+            }
+        }
+        if books.used > books.used_outside && books.used.saturating_add(bytes) > self.max {
+            return None;
+        }
+        books.used += bytes;
+        if let Some(source) = &self.source {
+            let own = books.sources.entry(source.clone()).or_default();
+            own.used += bytes;
+            let outside = own.outside;
+            books.used_outside += if outside { bytes } else { 0 };
+        }
         Some(HeldPermit { bytes, budget: self.clone() })
     }
 
-    /// Whether so much is held that a source that can make its sender wait should: an eighth of the budget. What is beyond
-    /// is for sources that cannot (a serial line), and for large messages.
+    /// Whether so much is held that a source that can make its sender wait should: an eighth of the budget, or the outbox does
+    /// not let this source in. What is beyond is for sources that cannot (a serial line), and for large messages.
     pub fn is_crowded(&self) -> bool {
-        self.inner.used.load(Ordering::Relaxed) > self.inner.max / 8
+        let books = self.books();
+        self.is_outside_in(&books) || books.used - books.used_outside > self.max / 8
+    }
+
+    /// Whether the outbox does not let this source in (its share, or its priority).
+    pub fn is_outside(&self) -> bool {
+        self.is_outside_in(&self.books())
+    }
+
+    fn is_outside_in(&self, books: &Books) -> bool {
+        self.source.as_ref().and_then(|source| books.sources.get(source)).is_some_and(|own| own.outside)
+    }
+
+    /// The outbox lets this source in no more, or again.
+    pub(super) fn set_outside(&self, outside: bool) {
+        let Some(source) = &self.source else { return };
+        let mut books = self.books();
+        let own = books.sources.entry(source.clone()).or_default();
+        if own.outside != outside {
+            own.outside = outside;
+            let used = own.used;
+            books.used_outside = if outside { books.used_outside + used } else { books.used_outside - used };
+        }
+    }
+
+    /// Bytes taken by sources that the outbox lets in, and the most that may be taken.
+    pub(super) fn inside_and_max(&self) -> (usize, usize) {
+        let books = self.books();
+        (books.used - books.used_outside, self.max)
     }
 
     /// Bytes taken and the most that may be taken.
     pub fn used_and_max(&self) -> (usize, usize) {
-        (self.inner.used.load(Ordering::Relaxed), self.inner.max)
+        (self.books().used, self.max)
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a source may have of the outbox.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms {
+    /// Part of `max_bytes`, above 0, at most 1.
+    pub share: f64,
+    /// 0 to 9: who is refused last when the outbox is nearly full.
+    pub priority: u8,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { share: 1.0, priority: 0 }
     }
 }
 
@@ -140,6 +227,27 @@ mod tests {
         assert!(held.try_acquire(1).is_none());
         drop(large);
         assert_eq!(held.used_and_max(), (0, 100));
+    }
+
+    #[test]
+    fn what_a_source_outside_holds_keeps_nobody_else_waiting() {
+        let held = HeldBytes::new(1600);
+        let (loud, quiet) = (held.of(&"loud".into()), held.of(&"quiet".into()));
+        let before = loud.try_acquire(300).unwrap();
+        assert!(quiet.is_crowded() && loud.is_crowded());
+        loud.set_outside(true);
+        assert!(loud.is_crowded() && loud.is_outside() && !quiet.is_crowded());
+        assert!(loud.try_acquire(1).is_none(), "it holds more than a sixteenth");
+        let large = quiet.try_acquire(1300).expect("the rest is there");
+        drop(large);
+        drop(before);
+        assert_eq!(held.used_and_max(), (0, 1600));
+        let more = loud.try_acquire(90).unwrap();
+        assert!(loud.try_acquire(20).is_none());
+        loud.set_outside(false);
+        assert!(loud.try_acquire(20).is_some() && !loud.is_crowded());
+        drop(more);
+        assert_eq!(held.used_and_max(), (0, 1600));
     }
 
     #[test]

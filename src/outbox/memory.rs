@@ -8,7 +8,7 @@ use bytestring::ByteString;
 use crate::outbox::Packet;
 use crate::record::{Nonce, SourceId};
 
-use super::entry::{Control, Refusal, Segment, TABLE_MARKS_MAX, own};
+use super::entry::{Control, Refusal, Segment, TABLE_MARKS_MAX, Why, own};
 use super::note::Notes;
 use super::purge::Purges;
 use super::reading::PacketMark;
@@ -27,7 +27,8 @@ pub(super) struct Memory {
     pub(super) purges: Purges,
     /// Oldest first.
     pub(super) segments: Vec<Segment>,
-    pub(super) refusals: HashMap<SourceId, Refusal>,
+    /// By source and reason.
+    pub(super) refusals: HashMap<(SourceId, Why), Refusal>,
     /// Whether a snapshot was read from its begin to its end.
     pub(super) complete: bool,
     /// The snapshot that is being read: it counts when its end is read.
@@ -39,7 +40,7 @@ pub(super) struct Memory {
 pub(super) enum Undo {
     Packet(SourceId, u16, Option<Known>),
     Cleared(SourceId, Table),
-    Refused(SourceId, Option<Refusal>),
+    Refused((SourceId, Why), Option<Refusal>),
 }
 
 impl Memory {
@@ -74,7 +75,9 @@ impl Memory {
 
     /// Sets the refusal counts of a source.
     pub(super) fn set_refusal(&mut self, source: &SourceId, refusal: Refusal) -> Undo {
-        Undo::Refused(source.clone(), self.refusals.insert(SourceId(own(&source.0)), refusal))
+        let why = refusal.why;
+        let before = self.refusals.insert((SourceId(own(&source.0)), why), refusal);
+        Undo::Refused((source.clone(), why), before)
     }
 
     /// The segment of a sequence, if it is still known.
@@ -89,10 +92,10 @@ impl Memory {
             Undo::Cleared(source, table) => {
                 self.tables.insert(source, table);
             }
-            Undo::Refused(source, before) => {
+            Undo::Refused(key, before) => {
                 match before {
-                    Some(refusal) => self.refusals.insert(source, refusal),
-                    None => self.refusals.remove(&source),
+                    Some(refusal) => self.refusals.insert(key, refusal),
+                    None => self.refusals.remove(&key),
                 };
             }
         }
@@ -195,7 +198,9 @@ impl Memory {
         entries.extend(self.segments.iter().cloned().map(Control::Segment));
         entries.extend(self.notes.iter().cloned().map(Control::Note));
         entries.extend(self.purges.iter().cloned().map(Control::Purged));
-        entries.extend(self.refusals.iter().map(|(source, refusal)| Control::Refused(source.clone(), refusal.clone())));
+        entries.extend(
+            self.refusals.iter().map(|((source, _), refusal)| Control::Refused(source.clone(), refusal.clone())),
+        );
         for (source, table) in self.tables.iter().filter(|(_, table)| !table.is_empty()) {
             let marks = table.marks();
             entries.extend(marks.chunks(TABLE_MARKS_MAX).map(|part| Control::Table(source.clone(), part.to_vec())));

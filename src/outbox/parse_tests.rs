@@ -85,7 +85,14 @@ fn entries() -> Vec<u8> {
         nonce,
         boot_id: "boot".into(),
     };
-    let refusal = Refusal { total: 9, bytes: 900, told: 3, told_bytes: 300, topic: "telemetry".into() };
+    let refusal = Refusal {
+        why: entry::Why::ShareMax,
+        total: 9,
+        bytes: 900,
+        told: 3,
+        told_bytes: 300,
+        topic: "telemetry".into(),
+    };
     let note = Note {
         from: 3,
         to: 9,

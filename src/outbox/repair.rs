@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::block::{self, HEAD_BYTES};
 use super::directory::{Directory, GenerationId};
-use super::generation::{Generation, StoreError, block_bytes_max, unsynced_bytes_max};
+use super::generation::{Opening, Generation, StoreError, block_bytes_max, unsynced_bytes_max};
 
 /// All of a generation's file `db`, some 7 MiB at most; empty if it cannot be read.
 pub(super) fn image(directory: &Directory, id: GenerationId) -> Vec<u8> {
@@ -95,7 +95,7 @@ fn fill<'a>(
     segment_bytes: usize,
     blocks: impl Iterator<Item = (u64, &'a [u8])>,
 ) -> Result<(), StoreError> {
-    let generation = Generation::open_at(directory, id, path.to_owned(), segment_bytes)?;
+    let generation = Generation::open_at(directory, id, path.to_owned(), segment_bytes, Opening::ToWrite)?;
     let mut unsynced = 0;
     for (first_index, block) in blocks {
         if unsynced > 0 && unsynced + block.len() > unsynced_bytes_max(segment_bytes) {

@@ -30,6 +30,9 @@ pub(super) struct Summary {
     /// How many of its readings are gap records, in which sources tell of their own losses.
     #[serde(default)]
     pub(super) gaps: u64,
+    /// Record bytes per source; none in files of the first versions.
+    #[serde(default)]
+    pub(super) source_bytes: BTreeMap<String, u64>,
     /// When its first reading came: wall clock, and boot clock with the boot id.
     pub(super) first_received_wall_ns: i64,
     pub(super) first_received_mono_ns: u64,
@@ -49,6 +52,15 @@ struct Content<'a> {
     writer: &'static str,
     #[serde(flatten)]
     summary: &'a Summary,
+}
+
+fn add(counts: &mut BTreeMap<String, u64>, source: &SourceId, more: u64) {
+    match counts.get_mut(source.as_str()) {
+        Some(count) => *count += more,
+        None => {
+            counts.insert(source.as_str().to_owned(), more);
+        }
+    }
 }
 
 impl Summary {
@@ -76,12 +88,16 @@ impl Summary {
         self.synchronised &= !reading.flags.contains(Flags::UNSYNCHRONISED);
         self.record_bytes += reading.record_bytes() as u64;
         self.gaps += u64::from(reading.kind == Kind::Gap);
-        match self.sources.get_mut(source.as_str()) {
-            Some(count) => *count += 1,
-            None => {
-                self.sources.insert(source.as_str().to_owned(), 1);
-            }
-        }
+        add(&mut self.sources, source, 1);
+        add(&mut self.source_bytes, source, reading.record_bytes() as u64);
+    }
+
+    /// Record bytes of a source; by its part of the readings where they were not counted.
+    pub(super) fn bytes_of(&self, source: &str) -> u64 {
+        self.source_bytes.get(source).copied().unwrap_or_else(|| {
+            let (own, all) = (self.sources.get(source).copied().unwrap_or(0), self.sources.values().sum::<u64>());
+            (self.record_bytes as f64 * own as f64 / all.max(1) as f64) as u64
+        })
     }
 
     /// Writes the file, whole or not at all. If that fails, an older one goes: none is read anew, a wrong one is believed.

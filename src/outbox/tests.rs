@@ -143,7 +143,7 @@ pub(super) fn generations(dir: &Path) -> usize {
     directory::Directory::new(dir.join("outbox")).list().unwrap().len()
 }
 
-pub(super) fn wait_until(what: &str, done: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(Instant::now() < deadline, "{what}");

@@ -3,7 +3,7 @@
 
 mod marks;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,8 +15,9 @@ use crate::progress::Progress;
 use crate::record::{ReceiptTime, Sequence, SourceId};
 
 use super::directory::{Directory, GenerationId};
-use super::entry::Segment;
+use super::entry::{Segment, Why};
 use super::generation::Generation;
+use super::limits::Terms;
 use super::note::Notes;
 use super::purge::Purges;
 use super::state::StateFile;
@@ -58,6 +59,16 @@ impl Listed {
     }
 }
 
+/// What a source has stored and Kafka has not, as of the last counting.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Queued {
+    pub(super) records: u64,
+    /// On disk.
+    pub(super) bytes: u64,
+    /// Why it may not come in, if so.
+    pub(super) outside: Option<Why>,
+}
+
 /// Where the log stands. Positions are inclusive.
 #[derive(Debug)]
 pub(super) struct View {
@@ -77,6 +88,8 @@ pub(super) struct View {
     pub(super) purging: Option<(u64, u64)>,
     /// Sequences a transaction with open outcome may hold, inclusive.
     pub(super) protected: Option<(u64, u64)>,
+    /// What each source has stored and Kafka has not.
+    pub(super) queued: HashMap<SourceId, Queued>,
     /// A reader cannot open a generation because the disk is full.
     pub(super) reserve_wanted: bool,
     /// Bytes on disk.
@@ -107,6 +120,7 @@ pub(super) struct Shared {
     pub(super) held: HeldBytes,
     /// Held while a reader opens a database. What one opening clears away another may be just writing.
     opening: Mutex<()>,
+    terms: Mutex<BTreeMap<SourceId, Terms>>,
     /// A wake-up for the writer is in its channel.
     nudged: AtomicBool,
 }
@@ -125,6 +139,7 @@ impl View {
             claimed: None,
             purging: None,
             protected: None,
+            queued: HashMap::new(),
             reserve_wanted: false,
             bytes: 0,
             state: "ok".to_owned(),
@@ -188,6 +203,7 @@ impl Shared {
             progress,
             held,
             opening: Mutex::new(()),
+            terms: Mutex::default(),
             nudged: AtomicBool::new(false),
         }
     }
@@ -199,6 +215,11 @@ impl Shared {
     /// One reader opens at a time.
     pub(super) fn opening(&self) -> MutexGuard<'_, ()> {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each source may have.
+    pub(super) fn terms(&self) -> MutexGuard<'_, BTreeMap<SourceId, Terms>> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {

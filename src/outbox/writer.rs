@@ -14,6 +14,7 @@ mod change;
 mod commit;
 mod count;
 mod damage;
+mod door;
 mod flights;
 mod queue;
 mod refuse;
@@ -51,6 +52,7 @@ use super::view::Shared;
 pub(super) use queue::Source;
 pub(super) use schedule::gather;
 
+use door::Door;
 use flights::Flights;
 use queue::{Queue, Work};
 use room::Room;
@@ -113,6 +115,7 @@ pub(super) struct Writer {
     current: Option<Current>,
     next_number: u64,
     room: Room,
+    door: Door,
     /// Readings dropped by policy since start.
     dropped: u64,
     timers: Timers,
@@ -150,6 +153,7 @@ impl Writer {
             queue: Queue::default(),
             flights: Flights::default(),
             room: Room::new(),
+            door: Door::new(),
             dropped: 0,
             timers: Timers::new(),
             closing: false,
@@ -200,6 +204,7 @@ impl Writer {
             self.trim();
             self.lend_reserve();
             self.leave_full();
+            self.watch_door();
             if self.is_due() {
                 self.commit();
             }
@@ -339,11 +344,11 @@ impl Writer {
                 "cannot write outbox/pos at the end ({error}): delivered readings may be read again, not sent again"
             );
         }
-        if !self.queue.is_empty() {
+        if self.queue.all_len() > 0 {
             log::warn!(
                 "{} submissions were not stored before the end (the outbox is {}); they were not acknowledged: what came by \
                  MQTT at QoS 1 or 2 is sent again, what came by a serial line is lost",
-                self.queue.len(),
+                self.queue.all_len(),
                 self.shared.view().state
             );
         }
@@ -382,6 +387,10 @@ impl Writer {
         m.full.set(i64::from(self.room.is_full()));
         m.failing.set(i64::from(view.state.starts_with("failing")));
         m.reserve_bytes.set(if self.room.has_reserve { self.sizes.reserve_bytes as i64 } else { 0 });
+        for source in self.door.known() {
+            let queued = view.queued.get(source).cloned().unwrap_or_default();
+            m.source(source.as_str(), queued.records, queued.bytes, queued.outside.is_some());
+        }
         m.notes.set(self.memory.notes.iter().filter(|note| note.to > committed).count() as i64);
     }
 }

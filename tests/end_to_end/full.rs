@@ -107,3 +107,70 @@ fn drop_newest_refuses_and_counts() {
     rig.agent.stop();
     rig.agent.assert_log_is_quiet();
 }
+
+/// One source that chatters and one that does not, Kafka away.
+fn chatter(name: &str, policy: &str) -> (Rig, Proxy, [Mosquitto; 2], [Publisher; 2]) {
+    let (mut rig, proxy) = Rig::proxied(name);
+    proxy.refuse(true);
+    let brokers = ["loud", "quiet"].map(|source| {
+        Mosquitto::start(&rig.path().join(source), &MosquittoOptions::default())
+            .unwrap_or_else(|error| panic!("{error}"))
+    });
+    rig.mqtt_source("loud", brokers[0].port(), 1, "share_max = \"30%\"");
+    rig.mqtt_source("quiet", brokers[1].port(), 1, "");
+    rig.outbox =
+        format!("max_bytes = \"8MiB\"\nwhen_full = \"{policy}\"\ncompression = \"none\"\nheld_bytes_max = \"4MiB\"");
+    rig.agent.expect_warnings(&[
+        "fieldpost::delivery",
+        "fieldpost::kafka",
+        "librdkafka",
+        "outbox",
+        "fieldpost::intake",
+    ]);
+    rig.start();
+    let publishers = [("loud", 0), ("quiet", 1)].map(|(name, at)| {
+        let mut publisher = rig.publisher(name, brokers[at].port());
+        publisher.bytes = 2000;
+        publisher
+    });
+    (rig, proxy, brokers, publishers)
+}
+
+#[test]
+fn a_chattering_source_waits_at_its_share_and_the_quiet_one_goes_on() {
+    let (mut rig, proxy, _brokers, [mut loud, mut quiet]) = chatter("share_block", "block");
+    loud.publish(&devices(5), 1, 6_000);
+    rig.agent.wait_status("loud to be outside", |status| status["sources"]["loud"]["outside"] == "share_max");
+    quiet.publish(&["quiet".to_owned()], 1, 200);
+    rig.wait_accepted("quiet", 200);
+    let status = rig.agent.status();
+    assert_eq!(status["outbox"]["state"], "ok", "{status:#}");
+    assert!(status["sources"]["loud"]["accepted"].as_u64().unwrap() < 3_000, "{status:#}");
+    assert_within_its_limit(&mut rig);
+    proxy.refuse(false);
+    rig.finish(&mut loud);
+}
+
+#[test]
+fn a_chattering_source_is_refused_above_its_share_and_the_quiet_one_loses_nothing() {
+    let (mut rig, proxy, _brokers, [mut loud, mut quiet]) = chatter("share_drop", "drop_oldest");
+    loud.publish(&devices(5), 1, 6_000);
+    rig.agent.wait_status("all of loud to be answered", |status| status["sources"]["loud"]["acknowledged"] == 6_000);
+    quiet.publish(&["quiet".to_owned()], 1, 200);
+    rig.wait_accepted("quiet", 200);
+    let status = rig.agent.status();
+    let accepted = status["sources"]["loud"]["accepted"].as_u64().unwrap();
+    assert!(accepted < 3_000, "{status:#}");
+    assert_within_its_limit(&mut rig);
+    proxy.refuse(false);
+    let tally = wait_for("the gap record", || {
+        rig.agent.wait_drained();
+        Some(rig.tally()).filter(|tally| tally.gap_count("share_max") == 6_000 - accepted)
+    });
+    eprintln!("{tally}");
+    tally.assert_sound();
+    assert_eq!(tally.lost.len() as u64, 6_000 - accepted, "{tally}");
+    assert!(tally.lost.iter().all(|lost| !lost.starts_with("quiet")), "{tally}");
+    rig.agent.stop();
+    rig.agent.assert_log_is_quiet();
+}

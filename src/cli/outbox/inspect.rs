@@ -87,7 +87,9 @@ fn page(found: &Inspection) -> String {
     if !found.refusals.is_empty() {
         section(&mut lines, "refused since the outbox was made", found.refusals.len());
         for (name, refused) in &found.refusals {
-            lines.push(format!("  {name:<24}{:>12} readings  {:>10}", refused.readings, size(refused.record_bytes)));
+            let reasons = refused.reasons.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let (readings, bytes) = (refused.readings, size(refused.record_bytes));
+            lines.push(format!("  {name:<24}{readings:>12} readings  {bytes:>10}  {reasons}"));
         }
     }
     if !found.damaged.is_empty() {

@@ -365,11 +365,13 @@ impl Connection {
     }
 
     fn leave_for_room(&mut self) {
-        log::warn!(
-            "source {}: the outbox takes nothing and what may be held of held_bytes_max is used up; disconnecting until \
-             there is room, the broker keeps the rest",
-            self.plan.board.name
-        );
+        let why = if self.plan.held.is_outside() {
+            "the outbox does not let it in (its share_max, or its priority)"
+        } else {
+            "the outbox takes nothing and what may be held of held_bytes_max is used up"
+        };
+        let name = &self.plan.board.name;
+        log::warn!("source {name}: {why}; disconnecting until there is room, the broker keeps the rest");
         self.plan.board.state("held");
         // Leaving at once would leave all that is held unacknowledged: the broker would begin with the same messages
         // again, and if they alone fill the room, never get further.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::super::directory::{Directory, disk_bytes};
-use super::super::entry::Refusal;
+use super::super::entry::{Refusal, Why};
 use super::super::format::FORMAT;
 use super::super::note::Notes;
 use super::super::reader::walk::Shelf;
@@ -116,7 +116,7 @@ pub struct InspectedNote {
 }
 
 /// Refusals of one source since the outbox was made.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InspectedRefusal {
     /// Readings refused.
     pub readings: u64,
@@ -124,7 +124,12 @@ pub struct InspectedRefusal {
     pub record_bytes: u64,
     /// How many of them a gap record has told.
     pub told: u64,
+    /// Readings by reason: `drop_newest`, `share_max`, `priority`, `too_large`.
+    pub reasons: BTreeMap<String, u64>,
 }
+
+/// By source and reason.
+type Refusals = HashMap<(SourceId, Why), Refusal>;
 
 /// What only the writer knows.
 #[derive(Debug)]
@@ -132,7 +137,7 @@ pub(in crate::outbox) struct Counts {
     /// The newest generation.
     pub(in crate::outbox) newest: Option<Summary>,
     pub(in crate::outbox) newest_bytes: u64,
-    pub(in crate::outbox) refusals: HashMap<SourceId, Refusal>,
+    pub(in crate::outbox) refusals: Refusals,
 }
 
 /// What both ways of looking have.
@@ -144,7 +149,7 @@ struct Facts {
     committed: u64,
     durable: u64,
     notes: Arc<Notes>,
-    refusals: HashMap<SourceId, Refusal>,
+    refusals: Refusals,
     running: Option<u32>,
     remarks: Vec<String>,
 }
@@ -261,7 +266,7 @@ fn tell(facts: Facts) -> Inspection {
         sources: sources(&listed),
         generations,
         notes: notes.iter().map(note).collect(),
-        refusals: refusals.iter().map(|(source, refusal)| (source.to_string(), refused(refusal))).collect(),
+        refusals: refused(&refusals),
         bytes: disk_bytes(directory.path()),
         damaged_bytes: if damaged.is_empty() { 0 } else { disk_bytes(&directory.damaged()) },
         damaged,
@@ -278,8 +283,16 @@ fn note(note: &super::super::note::Note) -> InspectedNote {
     }
 }
 
-fn refused(refusal: &Refusal) -> InspectedRefusal {
-    InspectedRefusal { readings: refusal.total, record_bytes: refusal.bytes, told: refusal.told }
+fn refused(refusals: &Refusals) -> BTreeMap<String, InspectedRefusal> {
+    let mut found: BTreeMap<String, InspectedRefusal> = BTreeMap::new();
+    for ((source, why), refusal) in refusals {
+        let own = found.entry(source.to_string()).or_default();
+        own.readings += refusal.total;
+        own.record_bytes += refusal.bytes;
+        own.told += refusal.told;
+        own.reasons.insert(why.as_str().to_owned(), refusal.total);
+    }
+    found
 }
 
 fn names_in(directory: &Directory) -> Vec<String> {

@@ -29,6 +29,7 @@ impl Writer {
         self.shared.progress.phase("writing", SYNC_STALL);
         self.timers.retry_at = None;
         self.look_for_room();
+        self.watch_door();
         if self.timers.retry_at.is_some() {
             return;
         }
@@ -76,7 +77,7 @@ impl Writer {
 
     /// The next thing that may be written: when there is no room, control entries of sources that wait for none.
     fn next_work(&mut self) -> Option<Work> {
-        if self.takes_nothing() { self.queue.pop_needing_no_room() } else { self.queue.pop() }
+        if self.takes_nothing() { self.queue.pop_needing_no_room() } else { self.next_admitted() }
     }
 
     /// Gives a work its entries. Nothing touches the disk here.
@@ -119,9 +120,8 @@ impl Writer {
         if arrival.readings.is_empty() && arrival.packet.is_none() {
             return (self.tail.packer.next_index() - 1, Outcome::Appended);
         }
-        let refused = self.room.is_full() || self.fits_never(arrival.record_bytes());
-        if refused && !arrival.readings.is_empty() {
-            self.refuse(id, &arrival.readings);
+        if let Some(why) = self.refusal_of(id, arrival) {
+            self.refuse(id, why, &arrival.readings);
             return (UNSETTLED, Outcome::Refused);
         }
         self.write_segment();
@@ -337,6 +337,8 @@ impl Writer {
 
     /// Takes back everything that is not durable and closes the generation; the work goes back to where it stood.
     pub(super) fn failed(&mut self, stop: &Stop) {
+        // What was written stood before what was parked.
+        self.queue.unpark_all();
         for work in self.flights.take_back(&mut self.memory) {
             // A gap record for refusals is made anew when there is room.
             if !matches!(work, Work::Told(..)) {
@@ -372,9 +374,9 @@ impl Writer {
 
     /// Writes the counts of readings that were refused in this group; the refusals are durable with them.
     fn settle_refusals(&mut self) {
-        for source in self.flights.take_unsettled() {
-            let refusal = self.memory.refusals.get(&source).cloned().unwrap_or_default();
-            self.tail.packer.push_control(&entry::Control::Refused(source, refusal), ALONE);
+        for key in self.flights.take_unsettled() {
+            let refusal = self.memory.refusals.get(&key).cloned().unwrap_or_default();
+            self.tail.packer.push_control(&entry::Control::Refused(key.0, refusal), ALONE);
         }
         self.flights.settle(self.tail.packer.next_index() - 1);
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::outbox::Outcome;
 use crate::record::SourceId;
 
+use super::super::entry::Why;
 use super::super::memory::{Memory, Undo};
 use super::queue::Work;
 
@@ -28,7 +29,7 @@ pub(super) struct Flights {
     flying: VecDeque<Flight>,
     undo: Vec<(u64, Undo)>,
     /// Sources with refusals that are not yet in the log.
-    unsettled: Vec<SourceId>,
+    unsettled: Vec<(SourceId, Why)>,
 }
 
 impl Flights {
@@ -46,15 +47,15 @@ impl Flights {
     }
 
     /// A refusal of this source, to be settled with the group.
-    pub(super) fn push_refusal(&mut self, source: &SourceId, undo: Undo) {
+    pub(super) fn push_refusal(&mut self, key: &(SourceId, Why), undo: Undo) {
         self.undo.push((UNSETTLED, undo));
-        if !self.unsettled.contains(source) {
-            self.unsettled.push(source.clone());
+        if !self.unsettled.contains(key) {
+            self.unsettled.push(key.clone());
         }
     }
 
     /// Sources whose refusals must be written now.
-    pub(super) fn take_unsettled(&mut self) -> Vec<SourceId> {
+    pub(super) fn take_unsettled(&mut self) -> Vec<(SourceId, Why)> {
         std::mem::take(&mut self.unsettled)
     }
 

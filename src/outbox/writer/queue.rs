@@ -1,6 +1,6 @@
 //! What is to be written, in order, and since when it waits.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::outbox::{Answer, Arrival, Control};
 use crate::record::{Reading, SourceId};
 
-use super::super::entry::Refusal;
+use super::super::entry::{Refusal, Why};
 use super::super::note::Note;
 use super::super::purge::Purge;
 
@@ -34,6 +34,13 @@ pub(super) enum Work {
 }
 
 impl Work {
+    fn source(&self) -> Option<&Source> {
+        match self {
+            Self::Arrival(source, _) | Self::Control(source, _) => Some(source),
+            _ => None,
+        }
+    }
+
     /// Whether it may wait for company: packet identifiers that are done.
     fn can_wait(&self) -> bool {
         matches!(self, Self::Control(_, Control::Released(_)))
@@ -44,6 +51,8 @@ impl Work {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     works: VecDeque<Work>,
+    /// Of sources that may not come in now, in order.
+    parked: HashMap<SourceId, VecDeque<Work>>,
     waiting_since: Option<Instant>,
 }
 
@@ -54,6 +63,11 @@ impl Queue {
 
     pub(super) fn len(&self) -> usize {
         self.works.len()
+    }
+
+    /// With what is parked.
+    pub(super) fn all_len(&self) -> usize {
+        self.works.len() + self.parked.values().map(VecDeque::len).sum::<usize>()
     }
 
     /// Since when something waits.
@@ -67,8 +81,40 @@ impl Queue {
     }
 
     pub(super) fn push(&mut self, work: Work) {
+        if let Some(parked) = work.source().and_then(|source| self.parked.get_mut(&source.id)) {
+            return parked.push_back(work);
+        }
         self.works.push_back(work);
         self.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Puts a work aside that was the first; what its source sends from now on waits behind it.
+    pub(super) fn park(&mut self, work: Work) {
+        let Some(id) = work.source().map(|source| source.id.clone()) else { return self.push_front(work) };
+        let is_of = |other: &Work| other.source().is_some_and(|source| source.id == id);
+        let parked = self.parked.entry(id.clone()).or_default();
+        parked.push_back(work);
+        // All of them at once, so that the next look does not pass them one by one.
+        let (own, others): (VecDeque<Work>, VecDeque<Work>) =
+            std::mem::take(&mut self.works).into_iter().partition(is_of);
+        parked.extend(own);
+        self.works = others;
+        if self.works.is_empty() {
+            self.waiting_since = None;
+        }
+    }
+
+    /// Brings back what was parked for a source.
+    pub(super) fn unpark(&mut self, source: &SourceId) {
+        for work in self.parked.remove(source).into_iter().flatten().rev() {
+            self.push_front(work);
+        }
+    }
+
+    /// Brings back all that was parked.
+    pub(super) fn unpark_all(&mut self) {
+        let sources: Vec<SourceId> = self.parked.keys().cloned().collect();
+        sources.iter().for_each(|source| self.unpark(source));
     }
 
     /// Before everything else.
@@ -119,8 +165,8 @@ impl Queue {
     }
 
     /// Whether a gap record about refusals of this source waits.
-    pub(super) fn tells_of(&self, source: &SourceId) -> bool {
-        self.works.iter().any(|work| matches!(work, Work::Told(known, ..) if known == source))
+    pub(super) fn tells_of(&self, source: &SourceId, why: Why) -> bool {
+        self.works.iter().any(|work| matches!(work, Work::Told(known, _, told) if known == source && told.why == why))
     }
 
     /// Takes out what the writer itself has queued and could not write: whoever asked for it is told that it is not done.

@@ -80,6 +80,9 @@ impl Writer {
         if !self.queue.is_empty() {
             due = due.min(self.commit_due());
         }
+        if let Some(at) = self.door_due() {
+            due = due.min(at);
+        }
         if self.position_is_behind() {
             due = due.min(self.timers.position_at + POSITION_EVERY);
         }
@@ -110,7 +113,7 @@ impl Writer {
 
     /// Whether so much waits that it is written at once, whatever the window.
     fn has_company(&self) -> bool {
-        let (held, max) = self.shared.held.used_and_max();
+        let (held, max) = self.shared.held.inside_and_max();
         self.queue.len() >= COMPANY_WORKS || held > max / COMPANY_HELD_DIVISOR
     }
 
