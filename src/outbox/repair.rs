@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::block::{self, HEAD_BYTES};
 use super::directory::{Directory, GenerationId};
-use super::generation::{Opening, Generation, StoreError, block_bytes_max, unsynced_bytes_max};
+use super::generation::{Generation, Opening, StoreError, block_bytes_max, unsynced_bytes_max};
 
 /// All of a generation's file `db`, some 7 MiB at most; empty if it cannot be read.
 pub(super) fn image(directory: &Directory, id: GenerationId) -> Vec<u8> {
