@@ -127,7 +127,7 @@ impl Agent {
         let delivery = Arc::new(delivery::start(outbox.clone(), options).map_err(StartError::Setting)?);
 
         let sources = Sources::new(outbox.clone(), &config, metrics.intake.clone());
-        let health = Health::new(&config.agent.id, outbox.clone(), delivery.clone(), sources.clone(), metrics);
+        let health = Health::new(&config.agent, outbox.clone(), delivery.clone(), sources.clone(), metrics);
         let doors = health::Doors::open(&config, &health).await?;
 
         for (name, source) in &config.sources {

@@ -5,6 +5,7 @@ mod ask;
 mod table;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +133,15 @@ pub struct AgentStatus {
     pub started_at: String,
     /// What is promised in the mode in force.
     pub guarantee: String,
+    /// `agent.state_dir` of this process: the directory itself, not its name ([`directory_id`]). A copy has another one.
+    #[serde(default)]
+    pub state_dir_id: Option<String>,
+}
+
+/// What tells a directory from every copy of it on this machine: device and inode, as in `2049:131072`.
+pub fn directory_id(path: &std::path::Path) -> std::io::Result<String> {
+    let found = std::fs::metadata(path)?;
+    Ok(format!("{}:{}", found.dev(), found.ino()))
 }
 
 /// All of `/status`.

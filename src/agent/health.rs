@@ -18,7 +18,7 @@ use super::StartError;
 use super::change;
 use super::look;
 use super::sources::Sources;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::delivery::DeliveryHandle;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
@@ -48,6 +48,7 @@ pub struct Health {
 #[derive(Debug)]
 struct Inner {
     agent_id: String,
+    state_dir_id: Option<String>,
     started_at: String,
     outbox: Outbox,
     delivery: Arc<DeliveryHandle>,
@@ -58,15 +59,19 @@ struct Inner {
 impl Health {
     /// Over these stages.
     pub fn new(
-        agent_id: &str,
+        agent: &config::Agent,
         outbox: Outbox,
         delivery: Arc<DeliveryHandle>,
         sources: Sources,
         metrics: Metrics,
     ) -> Self {
         let started_at = clock::rfc3339(clock::now().wall_ns);
-        let agent_id = agent_id.to_owned();
-        Self { inner: Arc::new(Inner { agent_id, started_at, outbox, delivery, sources, metrics }) }
+        let agent_id = agent.id.clone();
+        // The directory whose lock we hold, also if another one gets its name later.
+        let state_dir_id = status::directory_id(&agent.state_dir)
+            .map_err(|error| log::warn!("cannot look at {}: {error}", agent.state_dir.display()))
+            .ok();
+        Self { inner: Arc::new(Inner { agent_id, state_dir_id, started_at, outbox, delivery, sources, metrics }) }
     }
 
     /// All of `/status`.
@@ -82,6 +87,7 @@ impl Health {
                 incarnation: inner.outbox.identity().incarnation.to_hex(),
                 started_at: inner.started_at.clone(),
                 guarantee: delivery.guarantee.clone(),
+                state_dir_id: inner.state_dir_id.clone(),
             },
             outbox: inner.outbox.status(),
             delivery,

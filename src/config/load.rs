@@ -75,6 +75,27 @@ pub fn glimpse(origin: &Origin) -> Option<Glimpse> {
     Some(Glimpse { agent_id, state_dir: extract_around(&collected.layers)?.agent.state_dir })
 }
 
+/// Sections in which a mistake says nothing about whose outbox is meant.
+const BESIDE_THE_POINT: [&str; 3] = ["sources", "delivery", "outbox"];
+
+/// Whose configuration this is, for commands that change something: around mistakes in the files' other sections only. Where
+/// a misspelt argument or an unreadable file would leave the default directory, nothing may be changed.
+pub fn target(origin: &Origin) -> Result<Glimpse, Mistakes> {
+    let Collected { layers, mut mistakes, .. } = Collected::collect(origin, own_variables());
+    mistakes.retain(|mistake| {
+        let section = mistake.key.split('.').next().unwrap_or_default();
+        !(matches!(mistake.place, Place::Line(..)) && BESIDE_THE_POINT.contains(&section))
+    });
+    if !mistakes.is_empty() {
+        return Err(in_order(mistakes, &layers));
+    }
+    let config = extract_around(&layers).ok_or_else(|| {
+        let text = "agent.state_dir cannot be told".to_owned();
+        Mistakes(vec![Mistake { place: Place::file(&origin.path), key: String::new(), text }])
+    })?;
+    Ok(Glimpse { agent_id: Some(config.agent.id), state_dir: config.agent.state_dir })
+}
+
 /// What is not UTF-8 shows as such in the mistake it makes.
 fn own_variables() -> impl Iterator<Item = (String, String)> {
     let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();

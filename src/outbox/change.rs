@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +133,9 @@ pub enum ChangeError {
     /// The outbox cannot do it now.
     #[error("{0}")]
     Refused(String),
+    /// Who asked went away before it began: nothing was done.
+    #[error("who asked is gone")]
+    Unwanted,
     /// The outbox is closed.
     #[error("the outbox is closed")]
     Closed,
@@ -169,22 +173,34 @@ impl Outbox {
     /// One step of a purge: gives up what waits and removes what is kept. What a transaction with open outcome may hold
     /// stays, and is told. Blocks the thread.
     pub fn purge(&self, change: &Change) -> Result<Step<Purged>, ChangeError> {
+        let asker = Arc::new(());
+        self.purge_for(&Arc::downgrade(&asker), change)
+    }
+
+    /// Like [`Self::purge`], for somebody who may go away: then a step that has not begun is not made.
+    pub fn purge_for(&self, asker: &Weak<()>, change: &Change) -> Result<Step<Purged>, ChangeError> {
         let selection = &change.selection;
         if selection.since_ns.or(selection.until_ns).is_some() {
             return Err(ChangeError::Selection("a purge goes by age, not by since and until".to_owned()));
         }
         selection.check()?;
-        self.ask(|done| Command::Purge(change.clone(), done))?
+        self.ask(|done| Command::Purge(change.clone(), asker.clone(), done))?
     }
 
     /// One step of a replay: copies delivered readings that are still kept to the tail. Blocks the thread.
     pub fn replay(&self, change: &Change) -> Result<Step<Replayed>, ChangeError> {
+        let asker = Arc::new(());
+        self.replay_for(&Arc::downgrade(&asker), change)
+    }
+
+    /// Like [`Self::replay`], for somebody who may go away: then a step that has not begun is not made.
+    pub fn replay_for(&self, asker: &Weak<()>, change: &Change) -> Result<Step<Replayed>, ChangeError> {
         let selection = &change.selection;
         if selection.older_than_ms.is_some() {
             return Err(ChangeError::Selection("a replay goes by since and until, not by age".to_owned()));
         }
         selection.check()?;
-        self.ask(|done| Command::Replay(change.clone(), done))?
+        self.ask(|done| Command::Replay(change.clone(), asker.clone(), done))?
     }
 
     /// Asks the writer; it answers when it has time.

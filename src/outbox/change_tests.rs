@@ -211,6 +211,19 @@ fn what_an_open_transaction_may_hold_stays_and_is_told() {
 }
 
 #[test]
+fn what_nobody_waits_for_any_more_is_not_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), room());
+    rig.append_all(&(1..=20).map(|n| reading_of(n, 100, true)).collect::<Vec<_>>());
+    let gone = std::sync::Weak::new();
+    let all = change(&Selection::default(), false);
+    assert_eq!(rig.outbox.purge_for(&gone, &all).unwrap_err(), ChangeError::Unwanted);
+    assert_eq!(rig.outbox.replay_for(&gone, &all).unwrap_err(), ChangeError::Unwanted);
+    assert_eq!(purge(&rig.outbox, &Selection::default()).readings, 20, "nothing was given up before");
+    rig.close();
+}
+
+#[test]
 fn age_counts_from_the_receipt_and_what_came_before_is_older() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open_with(dir.path(), room());

@@ -29,8 +29,8 @@ mod tail;
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::clock;
@@ -75,10 +75,10 @@ pub(super) enum Command {
     Note(Note, SyncSender<bool>),
     /// A generation cannot be read: note it, move it away, answer whether it is gone.
     SetAside(GenerationId, String, SyncSender<bool>),
-    /// One step of a purge.
-    Purge(Change, SyncSender<Result<Step<Purged>, ChangeError>>),
-    /// One step of a replay.
-    Replay(Change, SyncSender<Result<Step<Replayed>, ChangeError>>),
+    /// One step of a purge, if who asked is still there when its turn comes.
+    Purge(Change, Weak<()>, SyncSender<Result<Step<Purged>, ChangeError>>),
+    /// One step of a replay, likewise.
+    Replay(Change, Weak<()>, SyncSender<Result<Step<Replayed>, ChangeError>>),
     /// Syncs `pos`.
     SyncPosition(SyncSender<io::Result<()>>),
     /// Tells what only the writer knows.
@@ -257,14 +257,16 @@ impl Writer {
             Command::Control(source, control) => self.queue.push(Work::Control(source, control)),
             Command::Note(note, done) => self.note_missing(note, done),
             Command::SetAside(id, why, done) => self.set_aside(id, &why, done),
-            Command::Purge(change, done) => {
-                let result = self.purge(&change);
+            Command::Purge(change, asker, done) => {
+                let wanted = asker.strong_count() > 0;
+                let result = if wanted { self.purge(&change) } else { Err(ChangeError::Unwanted) };
                 if done.send(result).is_err() {
                     log::debug!("nobody waits for the purge any more");
                 }
             }
-            Command::Replay(change, done) => {
-                let result = self.replay(&change);
+            Command::Replay(change, asker, done) => {
+                let wanted = asker.strong_count() > 0;
+                let result = if wanted { self.replay(&change) } else { Err(ChangeError::Unwanted) };
                 if done.send(result).is_err() {
                     log::debug!("nobody waits for the replay any more");
                 }

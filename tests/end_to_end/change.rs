@@ -15,7 +15,8 @@ use crate::harness::rig::{Rig, devices};
 fn outbox(agent: &Agent, arguments: &[&str]) -> Value {
     let output = agent.command(&[&["outbox"], arguments, &["--json"]].concat()).output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {} {err}", output.status);
+    // 75: what may be in doubt stays. Without a report it fails below.
+    assert!(matches!(output.status.code(), Some(0 | 75)), "{arguments:?}: {} {err}", output.status);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
 }
 

@@ -10,13 +10,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::status::SYSTEM_DIRECTORY;
 use super::super::{ConfigArguments, Exit, Failure, tell};
-use crate::agent::health::SOCKET;
-use crate::config::Config;
+use super::place::{Holder, holder, socket};
+use crate::config::{Config, load};
 use crate::metrics::OutboxMetrics;
 use crate::outbox::{Change, ChangeError, OpenError, OpenOptions, Outbox, Purged, Replayed, Step};
-use crate::status;
 
 /// A sync on an SD card may take two minutes.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -34,22 +32,34 @@ pub(super) enum Changer {
 }
 
 impl Changer {
-    /// The running daemon of this configuration; if there is none, the outbox itself.
-    pub(super) fn find(config: ConfigArguments) -> Result<Self, Failure> {
-        let config = config.load()?.config;
-        let state_dir = config.agent.state_dir.clone();
-        let mut tried = Vec::new();
-        for path in [&*state_dir, Path::new(SYSTEM_DIRECTORY)].map(|directory| directory.join(SOCKET)) {
-            match status::ask(&path) {
-                Ok(status) if status.agent.id == config.agent.id => return Ok(Self::Daemon(path)),
-                Ok(status) => tried.push(format!("{}: the daemon of agent {}", path.display(), status.agent.id)),
-                Err(error) => tried.push(format!("{}: {error}", path.display())),
+    /// The daemon that uses the configured directory; if there is none, the outbox itself. `may_open` is asked first: a start
+    /// repairs and tidies an outbox, so that opening it changes it.
+    pub(super) fn find(
+        config: ConfigArguments,
+        may_open: impl FnOnce(&Path) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let target = load::target(&config.clone().origin())?;
+        let (state_dir, agent_id) = (&target.state_dir, target.agent_id.as_deref());
+        let cannot = |error: io::Error| {
+            Failure::new(Exit::InputOutput, format!("cannot read the outbox in {}: {error}", state_dir.display()))
+        };
+        // A daemon elsewhere has nothing to do with this directory, be it a copy of its own.
+        match holder(state_dir).map_err(cannot)? {
+            Holder::Nobody => Self::open(config.load()?.config, may_open),
+            Holder::Somebody(pid) => {
+                let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("a process (pid {pid})"));
+                let used = format!("{who} uses {}", state_dir.display());
+                socket(state_dir, agent_id).map(Self::Daemon).map_err(|tried| unanswered(&used, &tried))
+            }
+            Holder::Hidden => {
+                let hidden = format!("this user may not look into {}", state_dir.display());
+                socket(state_dir, agent_id).map(Self::Daemon).map_err(|tried| unanswered(&hidden, &tried))
             }
         }
-        Self::open(&state_dir, config, &tried.join("; "))
     }
 
-    fn open(state_dir: &Path, config: Config, tried: &str) -> Result<Self, Failure> {
+    fn open(config: Config, may_open: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<Self, Failure> {
+        let state_dir = config.agent.state_dir;
         let outbox = state_dir.join("outbox");
         let owner = match std::fs::metadata(&outbox) {
             Ok(found) => found.uid(),
@@ -69,17 +79,13 @@ impl Changer {
             );
             return Err(Failure::new(Exit::InputOutput, text));
         }
+        may_open(&state_dir)?;
         let options =
             OpenOptions { config: config.outbox, agent_id: config.agent.id, metrics: OutboxMetrics::default() };
-        match Outbox::open(state_dir, options) {
+        match Outbox::open(&state_dir, options) {
             Ok(outbox) => Ok(Self::Own(outbox)),
             Err(error @ OpenError::Locked { .. }) => {
-                let text = format!(
-                    "{error}, and no daemon answers at its control socket ({tried}). If it is just starting or stopping, try \
-                     again in a moment; else run this as a user who may open the socket, or stop the daemon first: \
-                     systemctl stop fieldpost"
-                );
-                Err(Failure::new(Exit::TryAgain, text))
+                Err(unanswered(&error.to_string(), "it began to use the outbox just now"))
             }
             Err(error) => Err(error.into()),
         }
@@ -107,12 +113,31 @@ impl Changer {
     }
 }
 
+fn unanswered(who: &str, tried: &str) -> Failure {
+    let text = format!(
+        "{who}, and no daemon of this directory answers at its control socket ({tried}). If it is just starting or \
+         stopping, try again in a moment; else run this as a user who may open the socket, or stop the daemon first: \
+         systemctl stop fieldpost"
+    );
+    Failure::new(Exit::TryAgain, text)
+}
+
+/// A dry run is dry: what would repair the outbox before it looks is not done for it.
+pub(super) fn no_dry_run(state_dir: &Path) -> Failure {
+    let text = format!(
+        "no daemon uses {}, and only a running one can say what would be done: without one the outbox has to be opened, which \
+         repairs and tidies it. Look with `fieldpost outbox inspect` and `fieldpost outbox export`, which change nothing",
+        state_dir.display()
+    );
+    Failure::new(Exit::Unavailable, text)
+}
+
 impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let exit = match &error {
             ChangeError::Selection(_) => Exit::Usage,
             ChangeError::Refused(_) => Exit::Failed,
-            ChangeError::Closed => Exit::TryAgain,
+            ChangeError::Closed | ChangeError::Unwanted => Exit::TryAgain,
         };
         Self::new(exit, error.to_string())
     }

@@ -12,7 +12,7 @@ use super::ask::Daemon;
 use crate::agent::health::SOCKET;
 use crate::config::load;
 use crate::outbox::Look;
-use crate::status;
+use crate::status::{self, AgentStatus};
 
 /// Where to look: arguments of every command that reads the outbox.
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ pub(super) enum Source {
 }
 
 /// Who holds the lock on a state directory.
-enum Holder {
+pub(super) enum Holder {
     Nobody,
     /// Its pid, if it is known.
     Somebody(Option<u32>),
@@ -55,24 +55,26 @@ impl PlaceArguments {
             Holder::Nobody => Ok(Source::Files(Box::new(Look::at_files(&state_dir, self.temp_dir.as_deref())?))),
             Holder::Somebody(pid) => {
                 let who = pid.map_or_else(|| "a daemon".to_owned(), |pid| format!("a daemon (pid {pid})"));
-                daemon(&state_dir, agent_id_of(&state_dir).or(agent_id).as_deref()).map(Source::Daemon).map_err(
-                    |tried| {
-                        let text = format!(
-                            "{who} uses {} and does not answer at its control socket: {tried}. The files change under \
+                socket(&state_dir, agent_id_of(&state_dir).or(agent_id).as_deref()).map(beside).map_err(|tried| {
+                    let text = format!(
+                        "{who} uses {} and does not answer at its control socket: {tried}. The files change under \
                          whoever reads them now, so they are left alone",
-                            state_dir.display()
-                        );
-                        Failure::new(Exit::Unavailable, text)
-                    },
-                )
+                        state_dir.display()
+                    );
+                    Failure::new(Exit::Unavailable, text)
+                })
             }
             Holder::Hidden if named => Err(hidden(&state_dir, "")),
-            Holder::Hidden => match daemon(&state_dir, agent_id.as_deref()) {
-                Ok(daemon) => Ok(Source::Daemon(daemon)),
+            Holder::Hidden => match socket(&state_dir, agent_id.as_deref()) {
+                Ok(socket) => Ok(beside(socket)),
                 Err(tried) => Err(hidden(&state_dir, &format!(", and no daemon answers: {tried}"))),
             },
         }
     }
+}
+
+fn beside(socket: PathBuf) -> Source {
+    Source::Daemon(Daemon::at(socket))
 }
 
 fn unreadable(state_dir: &Path, error: &io::Error) -> Failure {
@@ -88,7 +90,7 @@ fn hidden(state_dir: &Path, more: &str) -> Failure {
     Failure::new(Exit::InputOutput, text)
 }
 
-fn holder(state_dir: &Path) -> io::Result<Holder> {
+pub(super) fn holder(state_dir: &Path) -> io::Result<Holder> {
     // Without the right to search the directory even a missing lock looks like a forbidden one.
     let file = match fs::File::open(state_dir.join("lock")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holder::Nobody),
@@ -112,15 +114,15 @@ fn agent_id_of(state_dir: &Path) -> Option<String> {
     crate::outbox::look::agent_of(state_dir)
 }
 
-/// The daemon of this state directory; what was tried, if none answers.
-fn daemon(state_dir: &Path, agent_id: Option<&str>) -> Result<Daemon, String> {
+/// Where the daemon listens that uses this very directory, not a copy of it; what was tried, if none answers.
+pub(super) fn socket(state_dir: &Path, agent_id: Option<&str>) -> Result<PathBuf, String> {
     let mut tried = Vec::new();
     for path in [state_dir, Path::new(SYSTEM_DIRECTORY)].map(|directory| directory.join(SOCKET)) {
         let why = match status::ask(&path) {
-            Ok(status) if agent_id.is_some_and(|id| *id != status.agent.id) => {
-                format!("that is the daemon of agent {}", status.agent.id)
-            }
-            Ok(_) => return Ok(Daemon::at(path)),
+            Ok(status) => match stranger(state_dir, agent_id, &status.agent) {
+                None => return Ok(path),
+                Some(why) => why,
+            },
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 "this user may not open it: run this as root or as a member of its group".to_owned()
             }
@@ -129,4 +131,22 @@ fn daemon(state_dir: &Path, agent_id: Option<&str>) -> Result<Daemon, String> {
         tried.push(format!("{}: {why}", path.display()));
     }
     Err(tried.join("; "))
+}
+
+/// Why a daemon is not that of this directory.
+fn stranger(state_dir: &Path, agent_id: Option<&str>, daemon: &AgentStatus) -> Option<String> {
+    if agent_id.is_some_and(|id| *id != daemon.id) {
+        return Some(format!("that is the daemon of agent {}", daemon.id));
+    }
+    let Some(theirs) = &daemon.state_dir_id else {
+        return Some(format!(
+            "that daemon (version {}) does not tell which directory it uses: restart it",
+            daemon.version
+        ));
+    };
+    match status::directory_id(state_dir) {
+        Ok(id) if id == *theirs => None,
+        Ok(_) => Some("that daemon uses another directory".to_owned()),
+        Err(error) => Some(format!("whether that daemon uses this directory cannot be told: {error}")),
+    }
 }

@@ -1,11 +1,11 @@
 //! `fieldpost outbox purge`
 
-use std::time::Duration;
+use std::path::Path;
 
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, confirmed, list, size, tell_before, time};
+use super::change::{Changer, Progress, confirmed, list, no_dry_run, size, tell_before, time};
 use crate::clock;
 use crate::config::Span;
 use crate::outbox::{Change, Purged, Selection, run};
@@ -24,8 +24,9 @@ a start that was not clean these are up to 50,000 readings, until Kafka has answ
 A purge of one source gives back the space of databases that hold nothing else; the rest comes back as they are \
 delivered.
 
-While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Cut short \
-at any moment, what was given up so far stays so, and the rest is untouched.
+While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Without one \
+the outbox is opened here, which repairs and tidies it; so --dry-run needs a running daemon. Cut short at any \
+moment, what was given up so far stays so, and the rest is untouched. If something stays, it ends with 75.
 
 Examples:
   fieldpost outbox purge --source chatterbox              what this source has waiting
@@ -48,7 +49,7 @@ pub(in crate::cli) struct Purge {
     /// What came longer ago than this, as in 3d, 12h
     #[arg(long, value_name = "DURATION", conflicts_with = "before")]
     older_than: Option<Span>,
-    /// What came before this time, as in 2026-11-21T08:00:00Z
+    /// What came before this time, by a synchronised clock, as in 2026-11-21T08:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time)]
     before: Option<i64>,
     /// Everything
@@ -57,7 +58,7 @@ pub(in crate::cli) struct Purge {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Only say what would go
+    /// Only say what would go; needs a running daemon
     #[arg(long)]
     dry_run: bool,
     /// The result as JSON
@@ -67,31 +68,53 @@ pub(in crate::cli) struct Purge {
 
 impl Purge {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let (changer, json_wanted) = (Changer::find(self.config.clone())?, self.json);
-        let done = self.purge(&changer);
+        let (json_wanted, dry_run) = (self.json, self.dry_run);
+        let selection = self.selection()?;
+        let changer = Changer::find(self.config.clone(), |state_dir| self.may_open(state_dir))?;
+        let done = self.purge(selection, &changer);
         changer.close();
         let done = done?;
         show(&if json_wanted { json(&done)? } else { page(&done) })?;
-        Ok(Exit::Done)
+        if dry_run || done.left.is_empty() {
+            return Ok(Exit::Done);
+        }
+        let left: u64 = done.left.iter().map(|left| left.to - left.from + 1).sum();
+        Err(Failure::new(Exit::TryAgain, format!("up to {left} readings that were meant stay: purge again later")))
     }
 
-    fn purge(self, changer: &Changer) -> Result<Purged, Failure> {
-        let selection = Selection {
-            from: self.from,
-            to: self.to,
-            source: self.source,
-            older_than_ms: age(self.older_than, self.before),
-            ..Selection::default()
+    fn selection(&self) -> Result<Selection, Failure> {
+        let age = match (self.older_than, self.before) {
+            (Some(span), _) => Some(u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX)),
+            (None, Some(before)) => Some(
+                age_of(before, clock::now().wall_ns, clock::synchronised())
+                    .map_err(|text| Failure::new(Exit::Usage, text))?,
+            ),
+            (None, None) => None,
         };
+        let source = self.source.clone();
+        Ok(Selection { from: self.from, to: self.to, source, older_than_ms: age, ..Selection::default() })
+    }
+
+    /// No daemon runs: what would go is known only after a start of the outbox.
+    fn may_open(&self, state_dir: &Path) -> Result<(), Failure> {
+        if self.dry_run {
+            return Err(no_dry_run(state_dir));
+        }
+        let question = format!(
+            "No daemon uses {}. To say what would go the outbox has to be opened, which repairs and tidies it as a start of \
+             the daemon does. Open it?",
+            state_dir.display()
+        );
+        if self.yes || confirmed(&question)? { Ok(()) } else { Err(nothing_purged()) }
+    }
+
+    fn purge(self, selection: Selection, changer: &Changer) -> Result<Purged, Failure> {
         let would = run(Change { selection: selection.clone(), dry_run: true }, |c| changer.purge(c), |_: &Purged| ())?;
         if self.dry_run || (would.readings == 0 && would.generations == 0) {
-            return Ok(would);
+            return Ok(Purged { dry_run: self.dry_run, ..would });
         }
-        if !self.yes {
-            let question = format!("{}Give up {} readings for ever?", page(&would), would.readings);
-            if !confirmed(&question)? {
-                return Err(Failure::new(Exit::Failed, "nothing was purged"));
-            }
+        if !self.yes && !confirmed(&(page(&would) + &question(&would)))? {
+            return Err(nothing_purged());
         }
         // What was shown is what goes: not what came while the question stood.
         let selection = Selection { to: Some(would.to), older_than_ms: None, ..selection };
@@ -108,7 +131,7 @@ impl Purge {
         drop(progress);
         if done.is_err() {
             tell_before(&format!(
-                "given up before it failed: {} readings, through {}",
+                "given up for certain before it failed: {} readings, through {}; one more step may follow",
                 so_far.readings, so_far.reached
             ));
         }
@@ -116,11 +139,36 @@ impl Purge {
     }
 }
 
-/// Milliseconds since what is meant came.
-fn age(older_than: Option<Span>, before: Option<i64>) -> Option<u64> {
-    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let since = |time: i64| u64::try_from(clock::now().wall_ns.saturating_sub(time) / 1_000_000).unwrap_or(0);
-    older_than.map(|span| ms(span.0)).or(before.map(since))
+/// Milliseconds from a time to now, by the wall clock: only if that is right.
+fn age_of(before: i64, now: i64, synchronised: bool) -> Result<u64, String> {
+    let (time, clock) = (clock::rfc3339(before), clock::rfc3339(now));
+    let age = u64::try_from(now.saturating_sub(before))
+        .map_err(|_| format!("--before {time} is in the future: this machine's clock says {clock}"))?;
+    if !synchronised {
+        return Err(format!(
+            "this machine's clock is not synchronised (it says {clock}), so nobody knows what came before {time}: choose by \
+             --older-than, which counts by the time since boot, or by sequence"
+        ));
+    }
+    Ok(age / 1_000_000)
+}
+
+fn nothing_purged() -> Failure {
+    Failure::new(Exit::Failed, "nothing was purged")
+}
+
+/// What goes for ever, in one sentence.
+fn question(would: &Purged) -> String {
+    let mut parts = Vec::new();
+    if would.readings > 0 {
+        parts.push(format!("give up {} readings that wait", would.readings));
+    }
+    if would.generations > 0 {
+        let (count, size) = (would.generations, size(would.freed_bytes));
+        parts.push(format!("remove {count} databases, {size}, with what is kept in them for replay"));
+    }
+    let text = parts.join(" and ") + ", for ever?";
+    text[..1].to_uppercase() + &text[1..]
 }
 
 fn page(purged: &Purged) -> String {
@@ -139,4 +187,32 @@ fn page(purged: &Purged) -> String {
         row("stay", format!("{} to {}: {}", left.from, left.to, left.why));
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_counts_only_by_a_clock_that_can_know_it() {
+        let (hour, now) = (3_600_000_000_000, 1_700_000_000_000_000_000);
+        assert_eq!(age_of(now - hour, now, true), Ok(3_600_000));
+        assert_eq!(age_of(now, now, true), Ok(0));
+        for synchronised in [true, false] {
+            // The clock stands at 1970 after a start without a battery: that must not mean everything.
+            assert!(age_of(now, hour, synchronised).unwrap_err().contains("1970-01-01T01:00:00Z"));
+            assert!(age_of(now + 1, now, synchronised).unwrap_err().contains("is in the future"));
+        }
+        assert!(age_of(now - hour, now, false).unwrap_err().contains("not synchronised"));
+    }
+
+    #[test]
+    fn the_question_names_all_that_goes() {
+        let would = |readings, generations| Purged { readings, generations, freed_bytes: 3 << 20, ..Purged::default() };
+        assert_eq!(question(&would(5, 0)), "Give up 5 readings that wait, for ever?");
+        let kept = "emove 2 databases, 3.0 MiB, with what is kept in them for replay, for ever?";
+        assert_eq!(question(&would(0, 2)), format!("R{kept}"));
+        assert_eq!(question(&would(5, 2)), format!("Give up 5 readings that wait and r{kept}"));
+    }
 }

@@ -1,9 +1,11 @@
 //! `fieldpost outbox replay`
 
+use std::path::Path;
+
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, list, size, tell_before, time};
+use super::change::{Changer, Progress, list, no_dry_run, size, tell_before, time};
 use crate::outbox::{Change, Replayed, Selection, run};
 
 /// Send delivered readings again that are still kept
@@ -17,7 +19,8 @@ of the original.
 It needs room: copies count towards outbox.max_bytes, and it stops before they would push out what is kept. \
 Records of losses are not sent again, they are counted.
 
-While a daemon runs it does this itself, asked over its control socket. Cut short, what was copied stays copied. \
+While a daemon runs it does this itself, asked over its control socket; without one the outbox is opened here, \
+which repairs and tidies it, so --dry-run needs a running daemon. Cut short, what was copied stays copied. \
 It says how far it came: go on with --from, for running it again as it was would send the first part twice.
 
 Examples:
@@ -46,7 +49,7 @@ pub(in crate::cli) struct Replay {
     /// Everything that is kept
     #[arg(long)]
     all: bool,
-    /// Only say what would be sent
+    /// Only say what would be sent; needs a running daemon
     #[arg(long)]
     dry_run: bool,
     /// The result as JSON
@@ -56,7 +59,9 @@ pub(in crate::cli) struct Replay {
 
 impl Replay {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let (changer, json_wanted) = (Changer::find(self.config.clone())?, self.json);
+        let (json_wanted, dry_run) = (self.json, self.dry_run);
+        let may_open = |state_dir: &Path| if dry_run { Err(no_dry_run(state_dir)) } else { Ok(()) };
+        let changer = Changer::find(self.config.clone(), may_open)?;
         let done = self.replay(&changer);
         changer.close();
         let done = done?;
@@ -77,7 +82,7 @@ impl Replay {
         let would =
             run(Change { selection: selection.clone(), dry_run: true }, |c| changer.replay(c), |_: &Replayed| ())?;
         if self.dry_run || would.readings == 0 {
-            return Ok(would);
+            return Ok(Replayed { dry_run: self.dry_run, ..would });
         }
         if would.disk_bytes > would.room_bytes {
             let text = format!(

@@ -112,7 +112,7 @@ impl Writer {
         let generations: Vec<_> = self.shared.view().generations.iter().cloned().collect();
         let whole = generations.iter().rposition(|listed| self.is_older(listed, age_ns));
         let mut through = whole.map_or(0, |at| self.last_of(&generations[at]));
-        let now = clock::now();
+        let (now, synchronised) = (clock::now(), clock::synchronised());
         for listed in generations.iter().skip(whole.map_or(0, |at| at + 1)).take(AGE_READ_MAX) {
             let mut old = None;
             let read = self.read(listed, listed.first_sequence, |stored| {
@@ -121,7 +121,9 @@ impl Writer {
                     reading.received.mono_ns.saturating_add(age_ns) < now.mono_ns
                 } else {
                     let age = now.wall_ns.saturating_sub(reading.received.wall_ns);
-                    !reading.flags.contains(Flags::UNSYNCHRONISED) && u64::try_from(age).is_ok_and(|age| age > age_ns)
+                    synchronised
+                        && !reading.flags.contains(Flags::UNSYNCHRONISED)
+                        && u64::try_from(age).is_ok_and(|age| age > age_ns)
                 };
                 if is_old && !reading.flags.contains(Flags::REPLAY) {
                     old = Some(stored.sequence.0);
