@@ -354,3 +354,49 @@ fn a_snapshot_with_a_piece_missing_is_not_taken_for_a_whole_one() {
         rig.close();
     }
 }
+
+#[test]
+fn a_start_that_has_no_room_to_rebuild_the_newest_generation_gives_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 600);
+    let newest = databases(dir.path()).pop().unwrap();
+    let len = fs::metadata(newest.join("db")).unwrap().len();
+    overwrite(&newest.join("db"), len / 3, &[0x5a; 64]);
+    // sled sees the damage, wipes what stands behind it, and then nothing more can be written.
+    let fault = dir.path().join("outbox/fault-insert");
+    fs::write(&fault, "always full").unwrap();
+    for _ in 0..2 {
+        let opened = Outbox::open(dir.path(), options(MAX));
+        assert!(matches!(opened, Err(OpenError::Io { .. })), "{opened:?}");
+    }
+    fs::remove_file(fault).unwrap();
+    let items = check(dir.path(), &wanted);
+    let there = readings(&items).len();
+    assert!(there > 560, "{there} of 600 readings, {:?}", holes(&items));
+}
+
+#[test]
+fn a_rebuilding_that_finds_no_room_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = filled(dir.path(), 4500);
+    let oldest = databases(dir.path()).remove(0);
+    let len = fs::metadata(oldest.join("db")).unwrap().len();
+    overwrite(&oldest.join("db"), len / 3, &[0x5a; 64]);
+    let rig = Rig::open_with(dir.path(), options(MAX));
+    let fault = dir.path().join("outbox/fault-insert");
+    fs::write(&fault, "always full").unwrap();
+    let mut reader = rig.outbox.reader();
+    let mut after = Sequence(0);
+    let error = loop {
+        match reader.batch_after(after, Budget { records_max: 100, bytes_max: 1 << 20 }) {
+            Ok(batch) => after = batch.items.last().expect("the damage comes before the end").last(),
+            Err(error) => break error,
+        }
+    };
+    assert!(rig.outbox.shared.view().notes.iter().next().is_none(), "{error}: nothing is given up");
+    fs::remove_file(fault).unwrap();
+    drop(reader);
+    rig.close();
+    let items = check(dir.path(), &wanted);
+    assert!(readings(&items).len() > 4450, "{:?}", holes(&items));
+}

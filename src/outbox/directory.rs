@@ -176,15 +176,37 @@ impl Directory {
     /// finished by the next start ([`Self::sweep`]).
     pub(super) fn exchange(&self, id: GenerationId, cap: u64) -> io::Result<PathBuf> {
         let next = self.path.join(format!("{NEXT}{id}"));
+        if next.exists() {
+            remove_all(&next)?;
+        }
         fs::rename(self.rebuilding(id), &next)?;
-        sync_directory(&self.path)?;
-        let to = self.free_damaged(id)?;
-        fs::rename(self.generation(id), &to)?;
-        sync_directory(&self.damaged())?;
-        sync_directory(&self.path)?;
-        fs::rename(next, self.generation(id))?;
-        sync_directory(&self.path)?;
-        self.trim_damaged(cap)?;
+        let begun = || {
+            sync_directory(&self.path)?;
+            let to = self.free_damaged(id)?;
+            fs::rename(self.generation(id), &to).map(|()| to)
+        };
+        let to = match begun() {
+            Ok(to) => to,
+            Err(error) => {
+                // A start must not find it and take it for what was to come.
+                remove_all(&next)?;
+                return Err(error);
+            }
+        };
+        // From here on the rebuilt one is the generation: what fails is told, and finished by the next start.
+        let tell = |what: &str, result: io::Result<()>| {
+            if let Err(error) = result {
+                log::error!("cannot {what} after {id} was rebuilt ({error}); the next start tries again");
+            }
+        };
+        tell("sync damaged/", sync_directory(&self.damaged()));
+        tell("sync the outbox", sync_directory(&self.path));
+        if let Err(error) = fs::rename(&next, self.generation(id)) {
+            fs::rename(&to, self.generation(id))?;
+            return Err(error);
+        }
+        tell("sync the outbox", sync_directory(&self.path));
+        tell("trim damaged/", self.trim_damaged(cap));
         Ok(to)
     }
 

@@ -9,20 +9,68 @@
 //! wiped. It is not copied on disk, for there may be no room, and the cap holds at any moment.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::block::{self, HEAD_BYTES};
 use super::directory::{Directory, GenerationId};
 use super::generation::{Generation, Opening, StoreError, block_bytes_max, unsynced_bytes_max};
 
-/// All of a generation's file `db`, some 7 MiB at most; empty if it cannot be read.
-pub(super) fn image(directory: &Directory, id: GenerationId) -> Vec<u8> {
+/// What could be read of a generation's file `db`, which has some 14 MiB at most.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    bytes: Vec<u8>,
+    /// Nothing of it was unreadable.
+    whole: bool,
+}
+
+/// Pieces in which a file is read that has unreadable sectors.
+const PIECE_BYTES: usize = 4096;
+
+/// Reads the file `db`; zeros stand for what the medium does not give back.
+pub(super) fn image(directory: &Directory, id: GenerationId) -> Image {
     let path = directory.generation(id).join("db");
-    fs::read(&path).unwrap_or_else(|error| {
-        log::debug!("cannot read {}: {error}", path.display());
-        Vec::new()
-    })
+    match fs::read(&path) {
+        Ok(bytes) => Image { bytes, whole: true },
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => in_pieces(&path).unwrap_or_else(|error| {
+            log::error!("cannot read {}: {error}", path.display());
+            Image::default()
+        }),
+        Err(error) => {
+            log::debug!("cannot read {}: {error}", path.display());
+            Image::default()
+        }
+    }
+}
+
+fn in_pieces(path: &Path) -> io::Result<Image> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    let mut lost = 0;
+    for (number, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
+        if file.read_exact_at(piece, (number * PIECE_BYTES) as u64).is_err() {
+            piece.fill(0);
+            lost += 1;
+        }
+    }
+    log::error!("{lost} pieces of {PIECE_BYTES} bytes of {} cannot be read", path.display());
+    Ok(Image { bytes, whole: false })
+}
+
+impl Image {
+    /// Puts the file back as it was before sled opened it and wiped what stood behind the damage, so that the next try
+    /// finds it too. Nobody may have it open.
+    pub(super) fn write_back(&self, directory: &Directory, id: GenerationId) -> io::Result<()> {
+        if !self.whole {
+            return Ok(());
+        }
+        let file = OpenOptions::new().write(true).open(directory.generation(id).join("db"))?;
+        file.write_all_at(&self.bytes, 0)?;
+        file.set_len(self.bytes.len() as u64)?;
+        file.sync_all()
+    }
 }
 
 /// Where whole blocks of this generation stand in `bytes`: first index, offset, length.
@@ -53,11 +101,12 @@ const LONGEST: usize = 16 << 10;
 pub(super) fn rebuild(
     directory: &Directory,
     id: GenerationId,
-    image: &[u8],
+    image: &Image,
     segment_bytes: usize,
     damaged_bytes_max: u64,
 ) -> Result<Option<usize>, StoreError> {
     debug_assert!(block_bytes_max(segment_bytes) < LONGEST);
+    let image = &image.bytes;
     let found = find_blocks(image, id.first_index);
     if found.is_empty() {
         return Ok(None);

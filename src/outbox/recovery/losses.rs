@@ -46,17 +46,23 @@ impl Recovery {
         }
     }
 
-    /// A note wins: generations it names whole are removed before anything reads.
-    pub(super) fn finish_removals(&self, memory: &mut Memory, closed: &mut Vec<Closed>) -> Result<(), OpenError> {
+    /// A note wins: generations it names whole are removed before anything reads. What was noted as damaged is moved away,
+    /// for somebody may want to look at it.
+    pub(super) fn finish_removals(&mut self, memory: &mut Memory, closed: &mut Vec<Closed>) -> Result<(), OpenError> {
         let mut failed = None;
+        let (directory, set_aside) = (&self.directory, &mut self.set_aside);
         closed.retain(|closed| {
             let (first, end) = (closed.summary.first_sequence, closed.summary.end_sequence);
             let whole = first < end && memory.notes.uncovered(first, end - 1).is_empty();
             if !whole || failed.is_some() {
                 return true;
             }
+            if memory.notes.covering(first).is_some_and(|note| &*note.reason == "damage") {
+                set_aside.push(closed.id);
+                return false;
+            }
             log::info!("removing {}: a note says that it was dropped", closed.id);
-            failed = self.directory.remove(closed.id).err().map(|error| (closed.id, error));
+            failed = directory.remove(closed.id).err().map(|error| (closed.id, error));
             false
         });
         match failed {

@@ -14,6 +14,7 @@ use super::super::memory::Memory;
 use super::super::position::Position;
 use super::super::repair;
 use super::super::scan::{Scan, scan};
+use super::super::summary::Summary;
 use super::{Recovery, io_error};
 
 const BUSY_TRIES: u32 = 100;
@@ -111,10 +112,24 @@ impl Recovery {
         }
         drop(first);
         let Sizes { segment_bytes, damaged_bytes_max, .. } = self.sizes;
-        match repair::rebuild(&self.directory, id, &image, segment_bytes, damaged_bytes_max) {
+        let path = self.directory.generation(id);
+        // What opening wiped must not be lost if the rebuilding is cut short.
+        image.write_back(&self.directory, id).map_err(io_error("restore", &path))?;
+        let rebuild = || repair::rebuild(&self.directory, id, &image, segment_bytes, damaged_bytes_max);
+        let mut made = rebuild();
+        if matches!(made, Err(StoreError::Full(_))) {
+            let gave = self.directory.give_up_reserve();
+            if gave.map_err(io_error("remove", &self.directory.file("reserve")))? {
+                log::warn!("the disk is full while {id} is rebuilt; the reserve was given up");
+                made = rebuild();
+            }
+        }
+        match made {
             Ok(Some(_)) => self.rebuilt += 1,
-            Ok(None) => {}
-            Err(error) => log::error!("{id} cannot be rebuilt ({error}): what opens of it is read"),
+            // Nothing is whole, or not even a new database can be made of it.
+            Ok(None) | Err(StoreError::Damaged(_)) => {}
+            // Going on would give up blocks that are whole.
+            Err(error) => return Err(store_error(&path, error)),
         }
         self.read_as_it_is(id, limit)
     }
@@ -136,6 +151,14 @@ impl Recovery {
         }
     }
 
+    /// Index at which a generation ends: where the next one begins, or where it was closed. What stands behind was not
+    /// durable then, and whoever asked for it was told so.
+    fn limit(&self, found: &[Found], at: usize) -> Option<u64> {
+        let next = found.get(at + 1).map(|next| next.id.first_index);
+        let closed = Summary::read(&self.directory.summary(found[at].id)).map(|summary| summary.end_index);
+        next.into_iter().chain(closed).min()
+    }
+
     /// Opens from the newest back to the first with a complete snapshot. Returns the older ones, the opened ones (oldest
     /// first) and what they say.
     pub(super) fn newest(
@@ -148,7 +171,7 @@ impl Recovery {
         let mut memory = Memory::default();
         while left > 0 {
             left -= 1;
-            let limit = found.get(left + 1).map(|next| next.id.first_index);
+            let limit = self.limit(found, left);
             let acked = if tried.is_empty() && self.set_aside.is_empty() { acked } else { Position::default() };
             let Some((generation, scan, own)) = self.read(found[left].id, limit, acked)? else {
                 self.set_aside.push(found[left].id);
@@ -163,7 +186,7 @@ impl Recovery {
         }
         tried.reverse();
         for (at, later) in tried.iter().enumerate().skip(1) {
-            let limit = tried.get(at + 1).map(|next| next.found.id.first_index);
+            let limit = self.limit(found, left + at);
             scan(&later.generation, limit, &mut memory).map_err(|error| store_error(self.directory.path(), error))?;
         }
         Ok((found[..left].to_vec(), tried, memory))

@@ -9,12 +9,27 @@ use super::super::repair;
 use super::queue::Work;
 use super::{SYNC_STALL, Writer};
 
+/// What came of rebuilding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rebuilt {
+    /// What is whole can be read.
+    Done,
+    /// There is nothing, or nothing more, to be had.
+    Nothing,
+    /// No room, or the file system says no: another try may do.
+    NotNow,
+}
+
 impl Writer {
     /// Somebody cannot read a generation. Answers whether to look again: it was rebuilt, or what it held and is not
     /// delivered is noted and it is gone. Otherwise nothing can be written now.
     pub(super) fn set_aside(&mut self, id: GenerationId, why: &str, done: SyncSender<bool>) {
         log::error!("{} is damaged ({why})", self.directory.generation(id).display());
-        let over = self.rebuild(id) || self.note_and_move(id);
+        let over = match self.rebuild(id) {
+            Rebuilt::Done => true,
+            Rebuilt::NotNow => false,
+            Rebuilt::Nothing => self.note_and_move(id),
+        };
         if done.send(over).is_err() {
             log::debug!("nobody waits for {id} any more");
         }
@@ -37,19 +52,23 @@ impl Writer {
             let view = self.shared.view();
             view.generations.iter().rev().find(|listed| listed.holds(note.from)).map(|listed| listed.id)
         };
-        let over = holder.is_some_and(|id| self.rebuild(id)) || {
-            self.queue.push_front(Work::Note(Box::new(note)));
-            self.write_front_notes(1)
+        let over = match holder.map_or(Rebuilt::Nothing, |id| self.rebuild(id)) {
+            Rebuilt::Done => true,
+            Rebuilt::NotNow => false,
+            Rebuilt::Nothing => {
+                self.queue.push_front(Work::Note(Box::new(note)));
+                self.write_front_notes(1)
+            }
         };
         if done.send(over).is_err() {
             log::debug!("nobody waits for the note any more");
         }
     }
 
-    /// Rebuilds a generation from what is whole in it; whether that was done. Once for each: what is missing then is lost.
-    fn rebuild(&mut self, id: GenerationId) -> bool {
+    /// Rebuilds a generation from what is whole in it, once: what is missing then is lost.
+    fn rebuild(&mut self, id: GenerationId) -> Rebuilt {
         if self.rebuilt.contains(&id) {
-            return false;
+            return Rebuilt::Nothing;
         }
         if self.current.as_ref().is_some_and(|current| current.generation.id() == id) {
             if let Err(stop) = self.rotate() {
@@ -59,7 +78,7 @@ impl Writer {
         self.shared.progress.phase("rebuilding a generation", SYNC_STALL);
         let live = {
             let mut view = self.shared.view();
-            let Some(listed) = view.generations.iter().find(|listed| listed.id == id) else { return false };
+            let Some(listed) = view.generations.iter().find(|listed| listed.id == id) else { return Rebuilt::Nothing };
             let live = listed.live.upgrade();
             // Nobody begins to read it now; who reads it finds it closed and comes back.
             view.claimed = Some(id.number);
@@ -74,12 +93,18 @@ impl Writer {
         if matches!(made, Err(StoreError::Full(_))) && self.give_up_reserve() {
             made = repair::rebuild(&self.directory, id, &image, segment_bytes, cap);
         }
-        self.rebuilt.push(id);
         let bytes = self.directory.generation_bytes(id);
-        let rebuilt = matches!(made, Ok(Some(_)));
+        let rebuilt = match &made {
+            Ok(Some(_)) => Rebuilt::Done,
+            Ok(None) | Err(StoreError::Damaged(_)) => Rebuilt::Nothing,
+            Err(_) => Rebuilt::NotNow,
+        };
+        if rebuilt != Rebuilt::NotNow {
+            self.rebuilt.push(id);
+        }
         self.shared.publish(|view| {
             view.claimed = None;
-            view.damaged += u64::from(rebuilt);
+            view.damaged += u64::from(rebuilt == Rebuilt::Done);
             if let Some(listed) = view.generations.iter_mut().find(|listed| listed.id == id) {
                 listed.disk_bytes = bytes;
             }
@@ -89,6 +114,9 @@ impl Writer {
                 self.shared.metrics.damaged.inc();
             }
             Ok(None) => log::error!("nothing is whole in {id}"),
+            Err(error) if rebuilt == Rebuilt::NotNow => {
+                log::error!("{id} cannot be rebuilt now ({error}): delivery waits, for what is whole in it would be lost");
+            }
             Err(error) => log::error!("{id} cannot be rebuilt: {error}"),
         }
         self.measure_damaged();
