@@ -157,7 +157,7 @@ const RESERVE_BESIDE_BYTES: u64 = 256 << 10;
 /// Below this `max_bytes` segments are small.
 const SMALL_BELOW_BYTES: u64 = 64 << 20;
 /// Room for control entries, notes, snapshots and small files.
-const CONTROL_BYTES: u64 = 256 << 10;
+pub(super) const CONTROL_BYTES: u64 = 256 << 10;
 
 /// Sizes that follow from `max_bytes` (docs/decisions/0225).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

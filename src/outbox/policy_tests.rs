@@ -270,6 +270,29 @@ fn watch(dir: &Path) -> (Arc<std::sync::atomic::AtomicBool>, std::thread::JoinHa
 }
 
 #[test]
+fn refusing_one_by_one_does_not_pass_the_cap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (end, most) = watch(dir.path());
+    let mut rig = Rig::open_with(dir.path(), with_policy(WhenFull::DropNewest));
+    for reading in bulk(1200) {
+        rig.submit(vec![reading], None);
+    }
+    rig.outcomes(1200);
+    wait_until("full", || rig.outbox.status().state == "full");
+    let before = rig.outbox.status().dropped;
+    for n in 0..5000 {
+        // A group, a sync and a count of their own.
+        rig.submit(vec![testing::reading_of(n, 100, false)], None);
+        rig.outcomes(1);
+    }
+    assert_eq!(rig.outbox.status().dropped, before + 5000);
+    rig.close();
+    end.store(true, std::sync::atomic::Ordering::Relaxed);
+    let most = most.join().unwrap();
+    assert!(most <= MAX.0, "{most} bytes");
+}
+
+#[test]
 fn no_cap_is_passed_at_any_moment_under_any_policy() {
     for (mib, when_full, value_bytes) in [
         (8, WhenFull::Block, 8000),

@@ -115,7 +115,9 @@ impl Writer {
             }
             Ok(None) => log::error!("nothing is whole in {id}"),
             Err(error) if rebuilt == Rebuilt::NotNow => {
-                log::error!("{id} cannot be rebuilt now ({error}): delivery waits, for what is whole in it would be lost");
+                log::error!(
+                    "{id} cannot be rebuilt now ({error}): delivery waits, for what is whole in it would be lost"
+                );
             }
             Err(error) => log::error!("{id} cannot be rebuilt: {error}"),
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::config::outbox::WhenFull;
 
 use super::super::directory::{Free, disk_bytes};
+use super::super::limits::CONTROL_BYTES;
 use super::super::view::Listed;
 use super::{ROOM_EVERY, Writer};
 
@@ -43,6 +44,10 @@ pub(super) struct Room {
     /// Bytes on disk of all else but generations and the reserve.
     beside_bytes: u64,
     measured_at: Option<Instant>,
+    /// Bytes on disk of the newest generation.
+    current_bytes: u64,
+    /// What they were when the outbox became full, or when the generation was made after that.
+    full_from_bytes: Option<u64>,
     free: Free,
     pub(super) looked_at: Instant,
 }
@@ -56,6 +61,8 @@ impl Room {
             damaged_bytes: 0,
             beside_bytes: 0,
             measured_at: None,
+            current_bytes: 0,
+            full_from_bytes: None,
             free: Free::default(),
             looked_at: Instant::now(),
         }
@@ -63,6 +70,11 @@ impl Room {
 
     pub(super) fn is_full(&self) -> bool {
         self.lack.is_some()
+    }
+
+    /// The newest generation is another one.
+    pub(super) fn begins_anew(&mut self) {
+        (self.current_bytes, self.full_from_bytes) = (0, None);
     }
 
     /// Some may have been made: look soon.
@@ -210,8 +222,16 @@ impl Writer {
         if self.room.measured_at.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
             self.room.measured_at = Some(Instant::now());
             self.room.beside_bytes = self.directory.beside_bytes();
+            // Its owner may have emptied it to make room.
+            self.measure_damaged();
         }
         let current = self.current.as_ref().map_or(0, |current| current.generation.disk_bytes() + MARKS_BYTES);
+        self.room.current_bytes = current;
+        if self.room.lack != Some(Lack::Cap) {
+            self.room.full_from_bytes = None;
+        } else if self.room.full_from_bytes.is_none() {
+            self.room.full_from_bytes = Some(current);
+        }
         let reserve = if self.room.has_reserve { self.sizes.reserve_bytes } else { 0 };
         let mut view = self.shared.view();
         let closed: u64 = view.generations.iter().map(|listed| listed.disk_bytes).sum();
@@ -235,6 +255,15 @@ impl Writer {
             }
         }
         shrunk
+    }
+
+    /// Whether the newest generation takes more disk than its raw bytes tell: groups of one small reading do; and when the
+    /// outbox is full, entries that count what is refused fill the room left for them. In a generation of their own they
+    /// leave the disk with the next one.
+    pub(super) fn is_spread(&self) -> bool {
+        let from = self.room.full_from_bytes.unwrap_or(u64::MAX);
+        let spread_bytes = 2 * self.sizes.generation_raw_bytes + self.sizes.segment_bytes as u64;
+        self.room.current_bytes > spread_bytes || self.room.current_bytes >= from.saturating_add(CONTROL_BYTES / 2)
     }
 
     /// Drops the oldest closed generation that nobody reads and no open transaction may hold. If there is none, the

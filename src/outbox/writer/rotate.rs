@@ -27,6 +27,7 @@ impl Writer {
             config::units::Limit::At(age) => GENERATION_AGE_MAX.min(age.0 / 4),
         };
         current.raw_bytes >= self.sizes.generation_raw_bytes
+            || (current.raw_bytes > 0 && self.is_spread())
             || (current.raw_bytes > 0 && current.made_at.elapsed() >= age_max)
     }
 
@@ -72,6 +73,7 @@ impl Writer {
         let listed = Self::listed_current(&generation, first_sequence);
         let mut summary = Summary::starting_at(first_index, first_sequence);
         summary.end_index = end_index;
+        self.room.begins_anew();
         self.current = Some(Current { generation, summary, raw_bytes: 0, made_at: Instant::now() });
         self.shared.publish(|view| {
             view.generations.push_back(listed);
