@@ -279,7 +279,22 @@ fn an_export_goes_to_a_file_that_has_its_name_only_when_it_is_whole() {
     let first = std::fs::read(&out).unwrap();
     assert_eq!(first.iter().filter(|byte| **byte == b'\n').count(), 50);
     assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(!place.path("out.jsonl.partial").exists());
+    let partials = || {
+        let names = std::fs::read_dir(place.path(".")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".partial")).count()
+    };
+    assert_eq!(partials(), 0);
+    // A link is neither followed nor replaced, and nothing that waits under a name that can be known is written to.
+    for name in ["link.jsonl", "new.jsonl.partial"] {
+        std::os::unix::fs::symlink("out.jsonl", place.path(name)).unwrap();
+    }
+    let run = place.run(&["outbox", "export", "--to", "3", "--output", "link.jsonl", "--force"]);
+    assert_eq!(run.code, Some(74), "{}", run.err);
+    assert!(run.err.contains("link.jsonl is not a regular file"), "{}", run.err);
+    assert_eq!(place.run(&["outbox", "export", "--to", "3", "--output", "new.jsonl"]).code, Some(0));
+    std::fs::remove_file(place.path("new.jsonl.partial")).unwrap();
+    assert!(std::fs::read(&out).unwrap() == first, "it was not touched");
+    assert_eq!(partials(), 0);
 
     let run = place.run(&["outbox", "export", "--to", "3", "--output", "out.jsonl"]);
     assert_eq!(run.code, Some(74));
@@ -387,13 +402,14 @@ fn those_who_read_at_once_are_bounded_and_a_hung_one_disturbs_nobody() {
     let run = place.run(&["outbox", "verify"]);
     assert_eq!(run.code, Some(0), "there is room for a second one: {}{}", run.text(), run.err);
     let two = hang();
-    let run = place.run(&["outbox", "inspect"]);
+    let run = place.run(&["outbox", "verify"]);
     assert_eq!(run.code, Some(75), "{}", run.err);
+    assert_eq!(place.run(&["outbox", "inspect"]).code, Some(0), "it has a place of its own");
     assert!(run.err.contains("2 others are looking into the outbox"), "{}", run.err);
     assert_eq!(place.run(&["status"]).code, Some(0));
     drop(one);
     let deadline = Instant::now() + PATIENCE;
-    while place.run(&["outbox", "inspect"]).code != Some(0) {
+    while place.run(&["outbox", "verify"]).code != Some(0) {
         assert!(Instant::now() < deadline);
     }
     // The one that still hangs does not keep the daemon from stopping in order.
@@ -411,7 +427,7 @@ fn what_a_daemon_takes_while_it_is_read_is_read_whole_the_next_time() {
     let mut filler = place.open();
     filler.append(10, 10);
     let run = place.run(&["outbox", "export"]);
-    assert_eq!(run.code, Some(69), "{}", run.err);
+    assert_eq!(run.code, Some(75), "{}", run.err);
     let pid = std::process::id();
     assert!(run.err.contains(&format!("a daemon (pid {pid}) uses state")), "{}", run.err);
     assert!(run.err.contains("does not answer at its control socket"), "{}", run.err);
@@ -450,7 +466,7 @@ fn a_user_without_rights_is_told_what_to_do() {
     mode("state", 0o755);
     mode("state/lock", 0o644);
     let (code, err) = as_nobody(&["outbox", "export"]);
-    assert_eq!(code, Some(69), "{err}");
+    assert_eq!(code, Some(75), "{err}");
     assert!(err.contains("control.sock: this user may not open it: run this as root or as a member of its group"));
 }
 

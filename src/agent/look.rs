@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -15,6 +16,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -26,16 +28,20 @@ const LOOKS_MAX: usize = 2;
 /// Bytes sent at once, and chunks that wait for a slow reader.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_WAITING: usize = 2;
+/// A stream of which nothing is taken for this long ends: its place is for others.
+const TAKEN_WITHIN: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone)]
 struct Looks {
     outbox: Outbox,
     places: Arc<Semaphore>,
+    /// For what ends by itself: those who do not read on must not keep the owner from it.
+    inspections: Arc<Semaphore>,
 }
 
 /// Routes for the control socket only.
 pub(super) fn router(outbox: Outbox) -> Router {
-    let looks = Looks { outbox, places: Arc::new(Semaphore::new(LOOKS_MAX)) };
+    let looks = Looks { outbox, places: Arc::new(Semaphore::new(LOOKS_MAX)), inspections: Arc::new(Semaphore::new(1)) };
     Router::new()
         .route("/outbox/inspect", get(inspect))
         .route("/outbox/verify", get(verify))
@@ -44,7 +50,8 @@ pub(super) fn router(outbox: Outbox) -> Router {
 }
 
 async fn inspect(State(looks): State<Looks>) -> Response {
-    let Ok(place) = looks.places.try_acquire_owned() else { return crowded() };
+    // It ends by itself, so the next one waits for it.
+    let Ok(place) = looks.inspections.acquire_owned().await else { return crowded() };
     let outbox = looks.outbox;
     let inspection = tokio::task::spawn_blocking(move || {
         let _place = place;
@@ -83,7 +90,8 @@ fn stream(
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
     let outbox = looks.outbox;
     tokio::task::spawn_blocking(move || {
-        let mut chunks = Chunks { _place: place, sender, chunk: Vec::new() };
+        let runtime = Handle::current();
+        let mut chunks = Chunks { _place: place, sender, chunk: Vec::new(), runtime, taken_within: TAKEN_WITHIN };
         let ended = work(&mut outbox.look(), &mut |line| chunks.line(line));
         let told = match ended {
             Ok(()) => Ok(()),
@@ -105,6 +113,8 @@ struct Chunks {
     _place: OwnedSemaphorePermit,
     sender: mpsc::Sender<Result<Bytes, Infallible>>,
     chunk: Vec<u8>,
+    runtime: Handle,
+    taken_within: Duration,
 }
 
 impl Chunks {
@@ -118,9 +128,37 @@ impl Chunks {
         Ok(())
     }
 
-    /// Waits while the reader is slow; an error means that it is gone.
+    /// Waits while the reader is slow; an error means that it is gone, or has taken nothing for too long.
     fn send(&mut self) -> io::Result<()> {
         let chunk = Bytes::from(std::mem::take(&mut self.chunk));
-        self.sender.blocking_send(Ok(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let sent = async { tokio::time::timeout(self.taken_within, self.sender.send(Ok(chunk))).await };
+        match self.runtime.block_on(sent) {
+            Ok(sent) => sent.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            Err(_) => {
+                log::warn!("somebody who looks into the outbox has taken nothing for {:?}: ended", self.taken_within);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_of_which_nothing_is_taken_ends() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        let taken_within = Duration::from_millis(50);
+        let _place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let runtime_handle = runtime.handle().clone();
+        let mut chunks = Chunks { _place, sender, chunk: Vec::new(), runtime: runtime_handle, taken_within };
+        for _ in 0..CHUNKS_WAITING {
+            chunks.line("{\"progress\"").unwrap();
+        }
+        assert_eq!(chunks.line("{\"progress\"").unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(receiver);
+        assert_eq!(chunks.line("{\"progress\"").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -11,12 +11,13 @@ mod progress;
 mod purge;
 mod replay;
 mod salvage;
+mod stopping;
 mod verify;
 
 use clap::Subcommand;
 
 use super::{Exit, Failure};
-use crate::outbox::LookError;
+use crate::outbox::{LookError, look};
 
 /// Look into the outbox, and change it
 #[derive(Debug, Subcommand)]
@@ -38,14 +39,20 @@ pub(super) enum OutboxCommand {
 impl OutboxCommand {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         keep_the_store_quiet();
-        match self {
+        let done = match self {
             Self::Inspect(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Salvage(command) => command.run(),
             Self::Purge(command) => command.run(),
             Self::Replay(command) => command.run(),
+        };
+        if done.is_err() && look::stop::is_asked() {
+            done.map_err(|failure| failure.tell()).ok();
+            stopping::end();
+            return Ok(Exit::Failed);
         }
+        done
     }
 }
 

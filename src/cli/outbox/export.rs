@@ -12,7 +12,7 @@ use super::progress::Progress;
 use crate::clock;
 use crate::config::units::Span;
 use crate::outbox::LookError;
-use crate::outbox::look::{Exported, Line, Wanted};
+use crate::outbox::look::{Exported, GapLine, Line, Wanted, stop};
 
 /// Write readings out of the outbox, without changing it
 #[derive(Debug, Args)]
@@ -105,6 +105,13 @@ impl Export {
             all: self.all,
             exact: self.format != Format::Json,
         };
+        let is_named = self.output.is_stdout_named();
+        let is_terminal = io::IsTerminal::is_terminal(&io::stdout());
+        if self.format != Format::Json && is_terminal && !is_named && !self.output.is_file() {
+            let text = "values as they are may steer or upset the terminal: use --output FILE or a pipe, or --output - to \
+                        have them shown all the same";
+            return Err(Failure::new(Exit::Usage, text));
+        }
         let source = self.place.open()?;
         let output = self.output.open()?;
         let mut export = Exporter::new(output, self.format);
@@ -119,6 +126,38 @@ struct Exporter {
     format: Format,
     progress: Progress,
     exported: Option<Exported>,
+    /// Gaps that the format cannot hold.
+    untold: Gaps,
+}
+
+/// Ranges without readings, for standard error. Bounded.
+#[derive(Default)]
+struct Gaps {
+    ranges: Vec<GapLine>,
+    more: u64,
+}
+
+/// More are counted, not listed.
+const GAPS_MAX: usize = 100;
+
+impl Gaps {
+    fn add(&mut self, gap: GapLine) {
+        let is_full = self.ranges.len() >= GAPS_MAX;
+        match self.ranges.last_mut() {
+            Some(last) if last.to + 1 == gap.from && last.reason == gap.reason => last.to = gap.to,
+            _ if is_full => self.more += 1,
+            _ => self.ranges.push(gap),
+        }
+    }
+
+    fn tell(&self) {
+        for gap in &self.ranges {
+            tell(&format!("no readings: sequences {} to {} ({})", gap.from, gap.to, gap.reason.escape_debug()));
+        }
+        if self.more > 0 {
+            tell(&format!("... and {} more ranges: --format json names them all", self.more));
+        }
+    }
 }
 
 /// A reading whose value is Base64.
@@ -130,7 +169,7 @@ struct Exact {
 impl Exporter {
     fn new(output: Output, format: Format) -> Self {
         let progress = Progress::new("sequences", output.is_terminal());
-        Self { output, format, progress, exported: None }
+        Self { output, format, progress, exported: None, untold: Gaps::default() }
     }
 
     /// The inner error ends it quietly or not; see [`Self::end`].
@@ -153,9 +192,14 @@ impl Exporter {
     }
 
     fn line(&mut self, text: &str) -> io::Result<()> {
+        stop::check()?;
         match Line::read(text)? {
             None => self.reading(text),
             Some(Line::Gap(_)) if self.format == Format::Json => self.write(text.as_bytes(), b"\n"),
+            Some(Line::Gap(gap)) => {
+                self.untold.add(gap);
+                Ok(())
+            }
             Some(Line::Progress { done, of }) => {
                 self.progress.set(done, of);
                 Ok(())
@@ -187,7 +231,7 @@ impl Exporter {
     }
 
     fn end(self, done: Result<io::Result<()>, Failure>) -> Result<Exit, Failure> {
-        let Self { output, progress, exported, .. } = self;
+        let Self { output, progress, exported, untold, format } = self;
         drop(progress);
         let left = output
             .remains()
@@ -204,20 +248,33 @@ impl Exporter {
             return Err(Failure::new(Exit::Unavailable, format!("the daemon ended before the export was whole{left}")));
         };
         output.finish()?;
-        tell(&summary(&exported));
+        untold.tell();
+        tell(&summary(&exported, format == Format::Json));
         Ok(Exit::Done)
     }
 }
 
-fn summary(exported: &Exported) -> String {
+fn summary(exported: &Exported, has_gap_lines: bool) -> String {
     let size = bytesize::ByteSize(exported.value_bytes).display().iec().to_string();
     let mut text = format!("{} readings, {size} of values", exported.readings);
     let lost = exported.missing - exported.delivered;
     if lost > 0 {
-        text += &format!(", {lost} sequences without a reading (see the gap lines)");
+        let hint = if has_gap_lines { " (see the gap lines)" } else { "" };
+        text += &format!(", {lost} sequences without a reading{hint}");
     }
     if exported.delivered > 0 {
         text += &format!(", {} delivered and not kept", exported.delivered);
+    }
+    if exported.untimed > 0 {
+        text += &format!(
+            "\n{} readings are left out by --since or --until though the clock was not synchronised when they came, so their \
+             time may be wrong: select them by --from and --to",
+            exported.untimed
+        );
+    }
+    if exported.kept > 0 {
+        text +=
+            &format!("\n{} sequences are left out that are delivered and still kept: --all takes them", exported.kept);
     }
     text
 }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,7 +11,7 @@ use super::super::{Exit, Failure};
 /// Arguments of commands that write readings.
 #[derive(Debug, Args)]
 pub(super) struct OutputArguments {
-    /// Write to this file (as FILE.partial until it is whole and synced) instead of standard output
+    /// Write to this file (as FILE.*.partial until it is whole and synced); - is standard output, also if it is a terminal
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Overwrite FILE if it is there
@@ -31,21 +30,48 @@ pub(super) enum Output {
 const BUFFER_BYTES: usize = 256 * 1024;
 
 impl OutputArguments {
+    /// Whether it goes to a file.
+    pub(super) fn is_file(&self) -> bool {
+        self.output.is_some() && !self.is_stdout_named()
+    }
+
+    /// Whether standard output was named, so that even a terminal gets what may harm it.
+    pub(super) fn is_stdout_named(&self) -> bool {
+        self.output.as_deref() == Some(Path::new("-"))
+    }
+
     pub(super) fn open(self) -> Result<Output, Failure> {
-        let Some(to) = self.output else {
+        let Some(to) = self.output.filter(|to| to.as_os_str() != "-") else {
             return Ok(Output::Stdout(BufWriter::with_capacity(BUFFER_BYTES, io::stdout())));
         };
-        if !self.force && fs::symlink_metadata(&to).is_ok() {
-            return Err(there(&to));
-        }
-        let mut partial = to.clone().into_os_string();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        // Readings are nobody else's business.
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
-        let file = file.map_err(|error| failed("write", &partial, &error))?;
+        check(&to, self.force)?;
+        let name = to.file_name().ok_or_else(|| failed("write", &to, &io::ErrorKind::IsADirectory.into()))?;
+        let mut prefix = name.to_owned();
+        prefix.push(".");
+        // A new file under a name that nobody can know before: not another export's, no link. Mode 0600: readings are
+        // nobody else's business.
+        let made = tempfile::Builder::new().prefix(&prefix).suffix(".partial").tempfile_in(parent_of(&to));
+        let (file, partial) = made
+            .and_then(|made| made.keep().map_err(|kept| kept.error))
+            .map_err(|error| failed("write", &to, &error))?;
         Ok(Output::File { to, partial, force: self.force, file: BufWriter::with_capacity(BUFFER_BYTES, file) })
     }
+}
+
+/// Fails if something stands at `to` that may not be replaced.
+fn check(to: &Path, force: bool) -> Result<(), Failure> {
+    match fs::symlink_metadata(to) {
+        Ok(_) if !force => Err(there(to)),
+        Ok(meta) if !meta.is_file() => {
+            let text = format!("{} is not a regular file, so it is not replaced", to.display());
+            Err(Failure::new(Exit::InputOutput, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn there(path: &Path) -> Failure {
@@ -80,7 +106,7 @@ impl Output {
                 let synced = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all());
                 synced.map_err(|error| failed("write", &partial, &error))?;
                 rename(&partial, &to, force)?;
-                let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let parent = parent_of(&to);
                 File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| failed("sync", parent, &error))
             }
         }
@@ -111,6 +137,7 @@ fn rename(from: &Path, to: &Path, force: bool) -> Result<(), Failure> {
             Err(error) => return Err(failed("write", to, &error.into())),
         }
     }
+    check(to, true)?;
     fs::rename(from, to).map_err(|error| failed("write", to, &error))
 }
 

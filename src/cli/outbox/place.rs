@@ -9,6 +9,7 @@ use clap::Args;
 use super::super::status::SYSTEM_DIRECTORY;
 use super::super::{ConfigArguments, Exit, Failure};
 use super::ask::Daemon;
+use super::stopping;
 use crate::agent::health::SOCKET;
 use crate::config::load;
 use crate::outbox::Look;
@@ -52,7 +53,10 @@ impl PlaceArguments {
         let state_dir = self.state_dir.or(glimpse.map(|glimpse| glimpse.state_dir));
         let state_dir = state_dir.unwrap_or_else(crate::config::Agent::default_state_dir);
         match holder(&state_dir).map_err(|error| unreadable(&state_dir, &error))? {
-            Holder::Nobody => Ok(Source::Files(Box::new(Look::at_files(&state_dir, self.temp_dir.as_deref())?))),
+            Holder::Nobody => {
+                stopping::listen();
+                Ok(Source::Files(Box::new(Look::at_files(&state_dir, self.temp_dir.as_deref())?)))
+            }
             Holder::Somebody(pid) => {
                 let who = pid.map_or_else(|| "a daemon".to_owned(), |pid| format!("a daemon (pid {pid})"));
                 socket(&state_dir, agent_id_of(&state_dir).or(agent_id).as_deref()).map(beside).map_err(|tried| {
@@ -61,7 +65,7 @@ impl PlaceArguments {
                          whoever reads them now, so they are left alone",
                         state_dir.display()
                     );
-                    Failure::new(Exit::Unavailable, text)
+                    Failure::new(Exit::TryAgain, text)
                 })
             }
             Holder::Hidden if named => Err(hidden(&state_dir, "")),

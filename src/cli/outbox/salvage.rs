@@ -8,8 +8,9 @@ use clap::Args;
 use super::super::{Exit, Failure, json, show, tell};
 use super::output::OutputArguments;
 use super::progress::Progress;
+use super::stopping;
 use crate::outbox::LookError;
-use crate::outbox::look::{self, Salvaged};
+use crate::outbox::look::{self, Salvaged, stop};
 
 /// Recover what can be read from damaged generations
 #[derive(Debug, Args)]
@@ -47,6 +48,13 @@ pub(in crate::cli) struct Salvage {
 
 impl Salvage {
     pub(super) fn run(self) -> Result<Exit, Failure> {
+        if self.json && !self.output.is_file() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--json needs standard output for itself: name a file with --output",
+            ));
+        }
+        stopping::listen();
         let mut output = self.output.open()?;
         let progress = Progress::new("generations", output.is_terminal());
         let is_file = output.is_file();
@@ -54,12 +62,21 @@ impl Salvage {
             &self.directory,
             self.temp_dir.as_deref(),
             &mut |done, of| progress.set(done, of),
-            &mut |line| output.write_all(line.as_bytes()).and_then(|()| output.write_all(b"\n")),
+            &mut |line| {
+                stop::check()?;
+                output.write_all(line.as_bytes()).and_then(|()| output.write_all(b"\n"))
+            },
         );
         drop(progress);
         let salvaged = match salvaged {
             Err(LookError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
-            salvaged => salvaged?,
+            Err(error) => {
+                if let Some(path) = output.remains() {
+                    tell(&format!("what was written until then is in {}", path.display()));
+                }
+                return Err(error.into());
+            }
+            Ok(salvaged) => salvaged,
         };
         output.finish()?;
         match (self.json, is_file) {

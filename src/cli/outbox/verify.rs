@@ -7,18 +7,21 @@ use clap::Args;
 use super::super::{Exit, Failure, json, show};
 use super::place::{PlaceArguments, Source};
 use super::progress::Progress;
-use crate::outbox::look::{Finding, Level, Line, Verified};
+use crate::outbox::look::{Finding, Level, Line, Verified, stop};
 
 /// Check everything in the outbox, without changing it
 #[derive(Debug, Args)]
 #[command(
     after_help = "Reads every block of every generation: checksum, place, contents, whole arrivals, sequences without holes, \
-notes over what is missing, summaries against contents, both slots of pos and state, and whether the log reaches what \
-was acknowledged. Beside a running daemon it is the daemon that reads.
+notes over what is missing, summaries against contents, and both slots of pos and state. Beside a running daemon it is \
+the daemon that reads. Only without one it is checked whether the log reaches what was acknowledged, whether pos and \
+state are there, and whether files are left of generations that are gone: all of this changes while a daemon works.
+
+Not checked: the reserve, hints, and what is in damaged/ or dead-*; of these two it says that they are there.
 
 Damage is what costs readings, or what is known about them; a remark costs nothing.
 
-Exit codes: 0 nothing is damaged, 1 something is; 69, 74 and 75 as everywhere: it could not be checked.
+Exit codes: 0 nothing is damaged, 1 something is; 69, 74, 75 and 78 as everywhere: it could not be checked.
 
 Examples:
   fieldpost outbox verify
@@ -55,6 +58,7 @@ impl Verify {
         let progress = Progress::new("generations", false);
         let mut collected = Collected::default();
         let mut take = |text: &str| -> io::Result<()> {
+            stop::check()?;
             match Line::read(text)? {
                 Some(Line::Progress { done, of }) => progress.set(done, of),
                 Some(Line::Finding(finding)) if collected.findings.len() < FINDINGS_MAX => {

@@ -6,7 +6,7 @@ use super::super::reader::walk::Shelf;
 use super::line::{GapLine, Line, reading_line};
 use super::looker::{Looker, Seen};
 use super::{LookError, Out};
-use crate::record::Stored;
+use crate::record::{Flags, Stored};
 
 /// Which readings, and how. All conditions must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,10 +67,16 @@ impl Wanted {
     }
 
     fn takes(&self, stored: &Stored) -> bool {
+        self.takes_source(stored) && self.takes_time(stored)
+    }
+
+    fn takes_source(&self, stored: &Stored) -> bool {
+        self.sources.is_empty() || self.sources.iter().any(|source| source == stored.source.as_str())
+    }
+
+    fn takes_time(&self, stored: &Stored) -> bool {
         let received = stored.reading.received.wall_ns;
-        (self.sources.is_empty() || self.sources.iter().any(|source| source == stored.source.as_str()))
-            && self.since_ns.is_none_or(|since| received >= since)
-            && self.until_ns.is_none_or(|until| received < until)
+        self.since_ns.is_none_or(|since| received >= since) && self.until_ns.is_none_or(|until| received < until)
     }
 
     /// A gap is told unless it is known to be of other sources.
@@ -94,14 +100,20 @@ pub struct Exported {
     pub missing: u64,
     /// Sequences they name that Kafka has: no loss.
     pub delivered: u64,
+    /// Readings left out by `since` or `until` though their time of receipt is not synchronised: it may be wrong.
+    #[serde(default)]
+    pub untimed: u64,
+    /// Sequences left out, for Kafka has them, though the outbox keeps them and the range would take them (`all`).
+    #[serde(default)]
+    pub kept: u64,
 }
 
 pub(super) fn export(looker: &mut Looker, selection: &Wanted, out: &mut Out<'_>) -> Result<Exported, LookError> {
     let agent = looker.shelves().agent();
-    let (first, last) = range(looker, selection);
+    let (first, last, kept) = range(looker, selection);
     let mut tell = |text: &str| out(text).map_err(LookError::Output);
     tell(&Line::Begin { first, last }.to_json())?;
-    let mut exported = Exported::default();
+    let mut exported = Exported { kept, ..Exported::default() };
     let mut next = first;
     loop {
         let seen = looker.batch(&mut next, last)?;
@@ -115,7 +127,10 @@ pub(super) fn export(looker: &mut Looker, selection: &Wanted, out: &mut Out<'_>)
                     exported.value_bytes += stored.reading.value.len() as u64;
                     tell(&reading_line(&stored, agent.as_deref(), selection.exact))?;
                 }
-                Seen::Reading(_) => {}
+                Seen::Reading(stored) => {
+                    let is_untimed = stored.reading.flags.contains(Flags::UNSYNCHRONISED);
+                    exported.untimed += u64::from(is_untimed && selection.takes_source(&stored));
+                }
                 Seen::Gap(gap) if selection.takes_gap(&gap) => {
                     exported.gaps += 1;
                     exported.missing += gap.to - gap.from + 1;
@@ -133,17 +148,16 @@ pub(super) fn export(looker: &mut Looker, selection: &Wanted, out: &mut Out<'_>)
     Ok(exported)
 }
 
-/// First and last sequence that are looked at. The end is fixed when it begins: what comes meanwhile is for the next one.
-fn range(looker: &Looker, selection: &Wanted) -> (u64, u64) {
+/// First and last sequence that are looked at, and how many that are kept below stay out. The end is fixed when it begins: what comes meanwhile is for the next one.
+fn range(looker: &Looker, selection: &Wanted) -> (u64, u64, u64) {
     let shelves = looker.shelves();
     let undelivered = shelves.committed() + 1;
-    let begin = if selection.all {
-        // What is gone below the oldest that is kept is delivered and of no interest.
-        shelves.all().first().map_or(undelivered, |oldest| oldest.first_sequence.max(1).min(undelivered))
-    } else {
-        undelivered
-    };
+    // What is gone below the oldest that is kept is delivered and of no interest.
+    let oldest = shelves.all().first().map_or(undelivered, |oldest| oldest.first_sequence.max(1).min(undelivered));
+    let begin = if selection.all { oldest } else { undelivered };
     let first = selection.from.map_or(begin, |from| from.max(begin));
     let durable = shelves.sight().durable_sequence;
-    (first, selection.to.map_or(durable, |to| to.min(durable)))
+    let last = selection.to.map_or(durable, |to| to.min(durable));
+    let oldest = selection.from.map_or(oldest, |from| from.max(oldest));
+    (first, last, begin.min(last.saturating_add(1)).saturating_sub(oldest))
 }

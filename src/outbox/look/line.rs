@@ -47,7 +47,7 @@ pub enum Line {
 impl Line {
     /// As text, without a line end.
     pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("numbers and text always become JSON")
+        harmless(serde_json::to_string(self).expect("numbers and text always become JSON"))
     }
 
     /// Reads a line back; `None`: it is a reading.
@@ -203,7 +203,25 @@ pub(super) fn reading_line(stored: &Stored, agent: Option<&str>, exact: bool) ->
         replay_of: &reading.replay_of,
         value: if exact { Value::exact(reading) } else { Value::of(reading) },
     };
-    serde_json::to_string(&line).expect("numbers and text always become JSON")
+    harmless(serde_json::to_string(&line).expect("numbers and text always become JSON"))
+}
+
+/// JSON without characters that steer a terminal or turn the direction of writing. They stand in strings only, values that
+/// were JSON before included, so an escape means the same. The others below U+0020 no JSON holds.
+fn harmless(json: String) -> String {
+    let steers = |char: char| matches!(char, '\u{7f}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if json.is_ascii() && !json.contains('\u{7f}') || !json.contains(steers) {
+        return json;
+    }
+    let mut text = String::with_capacity(json.len() + 64);
+    for char in json.chars() {
+        if steers(char) {
+            text += &format!("\\u{:04x}", u32::from(char));
+        } else {
+            text.push(char);
+        }
+    }
+    text
 }
 
 fn flags(flags: Flags) -> Vec<&'static str> {
@@ -215,4 +233,20 @@ fn flags(flags: Flags) -> Vec<&'static str> {
         (Flags::DEAD, "dead"),
     ];
     all.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, name)| *name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_steers_no_terminal_and_says_the_same() {
+        let json = "{\"a\":\"1\u{7f}2\u{9b}31m\u{202e}3\u{2066}\\\\é€\"}";
+        let line = harmless(json.to_owned());
+        assert_eq!(line, "{\"a\":\"1\\u007f2\\u009b31m\\u202e3\\u2066\\\\é€\"}");
+        let [before, after] = [json, &line].map(|text| serde_json::from_str::<serde_json::Value>(text).unwrap());
+        assert_eq!(before, after);
+        let gap = Line::Gap(GapLine::plain(1, 2, "\u{9b}"));
+        assert_eq!(Line::read(&gap.to_json()).unwrap(), Some(gap));
+    }
 }

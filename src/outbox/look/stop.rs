@@ -17,7 +17,7 @@ pub fn is_asked() -> bool {
 }
 
 /// Fails if it was.
-pub(super) fn check() -> io::Result<()> {
+pub fn check() -> io::Result<()> {
     // Not `Interrupted`, which is tried again.
     if is_asked() { Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it was told to stop")) } else { Ok(()) }
 }
