@@ -223,7 +223,8 @@ impl Verifier<'_, '_> {
             }
             Err(StoreError::Damaged(why)) => {
                 // What it held its summary says.
-                let held = listed.and_then(|listed| listed.closed).filter(|held| held.first_sequence < held.end_sequence);
+                let held =
+                    listed.and_then(|listed| listed.closed).filter(|held| held.first_sequence < held.end_sequence);
                 let range = held.map(|held| (held.first_sequence, held.end_sequence - 1));
                 self.found(Level::Damage, &name, range, format!("cannot be opened or read: {why}"))?;
                 return Ok(None);
