@@ -16,6 +16,9 @@ const LEVELS_MAX: u64 = 5;
 /// So many of a hundred times the process is killed instead, and the next one runs on what it had not synced.
 const KILLS_PERCENT: u64 = 20;
 
+/// Larger recordings are not kept: the state and the task are what trying again takes.
+const KEPT_BYTES_MAX: u64 = 64 << 20;
+
 pub struct Chain<'a> {
     plan: &'a Plan,
     workload: &'a Workload,
@@ -196,7 +199,8 @@ impl<'a> Chain<'a> {
         std::fs::create_dir_all(to.join("state")).unwrap();
         replay::write(state, &to.join("state"));
         for file in ["task.json", "log", "journal", "journal-before"] {
-            if self.dir.join(file).exists() {
+            let bytes = std::fs::metadata(self.dir.join(file)).map(|meta| meta.len());
+            if bytes.is_ok_and(|bytes| bytes <= KEPT_BYTES_MAX) {
                 std::fs::copy(self.dir.join(file), to.join(file)).unwrap();
             }
         }
