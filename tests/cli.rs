@@ -161,7 +161,6 @@ fn what_has_no_effect_or_cannot_be_checked_is_a_warning() {
     let expected = [
         "f.toml:13: http.listen: 0.0.0.0:9464 can be reached from other machines, without any login",
         "f.toml:15: outbox.sync: a power cut or a killed process may lose serial and QoS 0 readings of the last 1s",
-        "f.toml:9: sources.a.share_max: has no effect in this version",
         "f.toml:11: sources.a.password_credential: cannot be checked here: only the service sees $CREDENTIALS_DIRECTORY",
     ];
     for warning in expected {
