@@ -697,7 +697,7 @@ fn a_purge_aimed_at_a_copy_leaves_the_live_outbox_alone() {
     assert_eq!(run.code, Some(75), "{}{}", run.text(), run.err);
     assert!(run.err.contains("that daemon uses another directory"), "{}", run.err);
     let run = place.run(&["outbox", "inspect", "--state-dir", "copy"]);
-    assert_eq!(run.code, Some(69), "what is shown is not of another directory either: {}{}", run.text(), run.err);
+    assert_eq!(run.code, Some(75), "what is shown is not of another directory either: {}{}", run.text(), run.err);
     drop(lock);
 
     std::fs::remove_file(place.path("copy/control.sock")).unwrap();

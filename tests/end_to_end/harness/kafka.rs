@@ -25,7 +25,7 @@ struct Shared {
 }
 
 /// How many tests can ask for a proxy.
-const PROXIES: usize = 12;
+const PROXIES: usize = 20;
 
 fn shared_cluster() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
