@@ -2,6 +2,7 @@
 
 use fieldpost::demo::brokers::{Mosquitto, MosquittoOptions};
 
+use crate::harness::agent::get;
 use crate::harness::proxy::Proxy;
 use crate::harness::publisher::Publisher;
 use crate::harness::rig::{Rig, devices};
@@ -173,4 +174,44 @@ fn a_chattering_source_is_refused_above_its_share_and_the_quiet_one_loses_nothin
     assert!(tally.lost.iter().all(|lost| !lost.starts_with("quiet")), "{tally}");
     rig.agent.stop();
     rig.agent.assert_log_is_quiet();
+}
+
+#[test]
+fn a_small_disk_that_is_full_to_the_last_byte_drains_and_goes_on() {
+    let (mut rig, proxy) = Rig::proxied("full_disk");
+    proxy.refuse(true);
+    let mosquitto = rig.mosquitto(&MosquittoOptions::default());
+    rig.mqtt_source("plant", mosquitto.port(), 1, "");
+    rig.outbox =
+        "max_bytes = \"64MiB\"\nfree_space_floor = \"0B\"\ncompression = \"none\"\nheld_bytes_max = \"4MiB\"".into();
+    rig.agent.small_disk_mib = Some(24);
+    rig.agent.expect_warnings(&[
+        "fieldpost::delivery",
+        "fieldpost::kafka",
+        "librdkafka",
+        "outbox",
+        "fieldpost::intake",
+    ]);
+    rig.start();
+    let mut publisher = rig.publisher("p", mosquitto.port());
+    publisher.bytes = 2000;
+    publisher.publish(&devices(5), 1, 10_000);
+    let full = |status: &serde_json::Value| status["outbox"]["state"].as_str().is_some_and(|s| s.starts_with("full: "));
+    rig.agent.wait_status("the disk to be full", full);
+    rig.agent.wait_status("the source to be held", |status| status["sources"]["plant"]["state"] == "held");
+    // Somebody else takes what is left.
+    let state_dir = rig.agent.state_dir_inside();
+    let disk = rustix::fs::statvfs(&state_dir).unwrap();
+    assert_eq!(disk.f_blocks * disk.f_frsize, 24 << 20, "{} is the disk of the daemon alone", state_dir.display());
+    let mut other = std::fs::File::create(state_dir.join("somebody-elses-file")).unwrap();
+    let taken = (0..24 << 8).take_while(|_| std::io::Write::write_all(&mut other, &[0x5a; 4096]).is_ok()).count();
+    assert!(taken < 24 << 8, "the disk is full");
+    let health = get(rig.agent.http_port(), "/healthz").map(|(code, _)| code);
+    assert_eq!(health, Some(200), "it does as it is told");
+    proxy.refuse(false);
+    rig.settle().assert_clean();
+    std::fs::remove_file(state_dir.join("somebody-elses-file")).unwrap();
+    rig.agent.wait_status("the outbox to be well", |status| status["outbox"]["state"] == "ok");
+    assert!(state_dir.join("outbox/reserve").exists(), "the reserve is back");
+    rig.finish(&mut publisher);
 }

@@ -1,6 +1,7 @@
 //! The real daemon as a process: started with a configuration file, watched through its HTTP endpoint, killed, stopped,
 //! reloaded. A warning in its log that the test did not announce fails the test.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,15 @@ pub struct Agent {
     http_port: u16,
     process: Option<Process>,
     expected_warnings: Vec<String>,
+    /// Size of a disk of its own for the state directory. It lives as long as one process.
+    pub small_disk_mib: Option<u64>,
 }
 
 impl Agent {
     /// Nothing runs yet. Configuration and log are in `dir`.
     pub fn new(dir: &Path) -> Self {
         let http_port = free_port().unwrap();
-        Self { dir: dir.to_owned(), http_port, process: None, expected_warnings: Vec::new() }
+        Self { dir: dir.to_owned(), http_port, process: None, expected_warnings: Vec::new(), small_disk_mib: None }
     }
 
     pub fn http_port(&self) -> u16 {
@@ -47,9 +50,16 @@ impl Agent {
     /// Starts the daemon and does not wait.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs already");
-        let arguments = vec!["run".into(), "--config".into(), self.config_path().into_os_string()];
+        let mut arguments = vec!["run".into(), "--config".into(), self.config_path().into_os_string()];
+        let mut program = env!("CARGO_BIN_EXE_fieldpost");
+        if let Some(mib) = self.small_disk_mib {
+            let mut around = alone_on_a_disk(&self.state_dir(), mib);
+            around.push(program.into());
+            around.append(&mut arguments);
+            (program, arguments) = ("unshare", around);
+        }
         let log = self.dir.join("log");
-        let process = Process::start("fieldpost", env!("CARGO_BIN_EXE_fieldpost"), arguments, &[], &log);
+        let process = Process::start("fieldpost", program, arguments, &[], &log);
         self.process = Some(process.unwrap_or_else(|error| panic!("{error}")));
     }
 
@@ -69,6 +79,14 @@ impl Agent {
         if let Some(end) = process.ended() {
             panic!("{}", process.failed(format!("the daemon ended ({end})")));
         }
+    }
+
+    /// The state directory as the daemon sees it, also where it has a disk of its own.
+    pub fn state_dir_inside(&self) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        // Without links on the way: an absolute one would lead back to what we see.
+        let path = self.state_dir().canonicalize().unwrap();
+        root.join(path.strip_prefix("/").expect("an absolute path"))
     }
 
     pub fn pid(&self) -> u32 {
@@ -196,4 +214,18 @@ pub fn get(http_port: u16, path: &str) -> Option<(u16, String)> {
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// What stands before the program so that it has a tmpfs of this size for its state, in a mount namespace of its own: nobody
+/// else sees it, and it ends with the process.
+fn alone_on_a_disk(state_dir: &Path, mib: u64) -> Vec<OsString> {
+    std::fs::create_dir_all(state_dir).unwrap();
+    let mut words: Vec<OsString> = ["--mount", "--propagation", "private"].map(OsString::from).into();
+    if !rustix::process::geteuid().is_root() {
+        words.extend(["--user", "--map-root-user"].map(OsString::from));
+    }
+    let mount = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
+    words.extend(["--", "sh", "-c", &mount].map(OsString::from));
+    words.push(state_dir.into());
+    words
 }
