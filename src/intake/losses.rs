@@ -109,6 +109,16 @@ impl Losses {
         self.0.is_empty()
     }
 
+    /// The source ends and there was no room for a gap record: what is left is told in the log, in words; `None`: nothing is.
+    pub(super) fn untold(&self) -> Option<String> {
+        let words = |(reason, loss): (&Reason, &Loss)| {
+            let since = clock::rfc3339(loss.since.wall_ns);
+            format!("{} {} ({} bytes) since {since}", loss.count, reason.as_str(), loss.bytes)
+        };
+        let told: Vec<_> = self.0.iter().map(words).collect();
+        (!told.is_empty()).then(|| told.join(", "))
+    }
+
     /// Takes one loss that is to be told now.
     pub(super) fn take(&mut self) -> Option<(Reason, Loss)> {
         self.0.pop_first()
@@ -118,6 +128,14 @@ impl Losses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_record_can_tell_any_more_is_told_in_words() {
+        let mut losses = Losses::default();
+        assert_eq!(losses.untold(), None);
+        losses.add(Reason::HeldDropped, Loss { count: 3, ..Loss::at(ReceiptTime::default(), 120) });
+        assert_eq!(losses.untold().unwrap(), "3 held_dropped (120 bytes) since 1970-01-01T00:00:00Z");
+    }
 
     #[test]
     fn losses_of_one_reason_become_one_record() {

@@ -90,6 +90,10 @@ impl Keeper {
             }
             let _ = tokio::time::timeout(verdict.pause, self.stop.wait_for(|stop| *stop)).await;
         }
+        if let Some(text) = losses.untold() {
+            let name = &self.board.name;
+            log::error!("source {name}: it stops, and there is no room for a gap record of what was lost: {text}");
+        }
         self.board.state("stopped");
     }
 

@@ -129,6 +129,10 @@ impl Reader {
         }
         self.away_since = None;
         self.tell_losses();
+        if let Some(text) = self.losses.untold() {
+            let name = &self.board.name;
+            log::error!("source {name}: it stops, and there is no room for a gap record of what was lost: {text}");
+        }
         self.board.state("stopped");
     }
 
