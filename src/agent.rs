@@ -4,6 +4,7 @@
 //! An orderly stop only saves time at the next start: a kill at any moment costs nothing.
 
 mod change;
+pub mod doors;
 pub mod health;
 mod look;
 pub mod reload;
@@ -24,6 +25,7 @@ use crate::outbox::{OpenError, OpenOptions, Outbox};
 use crate::record::SourceId;
 use crate::telemetry::Telemetry;
 
+use doors::Doors;
 use health::Health;
 use signals::Signals;
 use sources::Sources;
@@ -103,7 +105,7 @@ pub struct Agent {
     /// Sources that did not stop: a name in here must not start again.
     stuck: Vec<String>,
     health: Health,
-    doors: health::Doors,
+    doors: doors::Served,
 }
 
 impl Agent {
@@ -128,12 +130,12 @@ impl Agent {
 
         let sources = Sources::new(outbox.clone(), &config, metrics.intake.clone());
         let health = Health::new(&config.agent, outbox.clone(), delivery.clone(), sources.clone(), metrics);
-        let doors = health::Doors::open(&config, &health).await?;
-
+        let doors = Doors::take(&config).await?;
         for (name, source) in &config.sources {
             let started = sources.start(name, source);
             started.map_err(|text| StartError::Setting(format!("sources.{name}: {text}")))?;
         }
+        let doors = doors.serve(&health);
         Ok(Self { origin, config, telemetry, outbox, delivery, sources, stuck: Vec::new(), health, doors })
     }
 

@@ -1,9 +1,8 @@
 //! What the daemon tells about itself: `/healthz`, `/readyz`, `/metrics`, `/status`, over HTTP and the control socket.
 //!
-//! Nothing here changes state. What only the control socket offers is in `look.rs` and `change.rs`.
+//! Nothing here changes state. What only the control socket offers is in `look.rs` and `change.rs`; who may come in, and
+//! when, in `doors.rs`.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,23 +10,15 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::task::JoinHandle;
 
-use super::StartError;
-use super::change;
-use super::look;
 use super::sources::Sources;
-use crate::config::{self, Config};
+use crate::config;
 use crate::delivery::DeliveryHandle;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::progress::Progress;
 use crate::status::{AgentStatus, Status};
 use crate::{clock, status};
-
-/// Name of the socket in its directory.
-pub const SOCKET: &str = "control.sock";
 
 impl Inner {
     /// Gauges that the outbox sets only when it writes are as of now when somebody looks.
@@ -119,6 +110,11 @@ impl Health {
         ailments
     }
 
+    /// The outbox, for those who look into it or change it.
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.inner.outbox
+    }
+
     fn not_ready(&self) -> Vec<String> {
         let down = |state: &str| !matches!(state, "up" | "held");
         let sources = self.inner.sources.status();
@@ -130,7 +126,8 @@ impl Health {
     }
 }
 
-fn router(health: Health) -> Router {
+/// What anybody may ask.
+pub(super) fn router(health: Health) -> Router {
     Router::new()
         .route("/healthz", get(|State(health): State<Health>| async move { verdict(&health.ailments()) }))
         .route("/readyz", get(|State(health): State<Health>| async move { verdict(&health.not_ready()) }))
@@ -155,80 +152,4 @@ fn metrics(health: &Health) -> Response {
         Ok(()) => ([(header::CONTENT_TYPE, TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
-}
-
-/// The two ways in: HTTP and the control socket.
-#[derive(Debug)]
-pub struct Doors {
-    servers: Vec<JoinHandle<()>>,
-    socket: Option<PathBuf>,
-}
-
-impl Doors {
-    /// Opens them. An HTTP address that is taken is an error; a control socket that cannot be made is a warning.
-    pub async fn open(config: &Config, health: &Health) -> Result<Self, StartError> {
-        let mut servers = Vec::new();
-        let address = &config.http.listen;
-        if address != "off" {
-            let listener = TcpListener::bind(address)
-                .await
-                .map_err(|source| StartError::Listen { address: address.clone(), source })?;
-            let router = router(health.clone());
-            servers.push(tokio::spawn(async move { report("HTTP", axum::serve(listener, router).await) }));
-        }
-        let path = socket_path(&config.agent.state_dir);
-        let socket = match listen_on(&path) {
-            Ok(listener) => {
-                let outbox = &health.inner.outbox;
-                let router =
-                    router(health.clone()).merge(change::router(outbox.clone())).merge(look::router(outbox.clone()));
-                servers
-                    .push(tokio::spawn(async move { report("control socket", axum::serve(listener, router).await) }));
-                Some(path)
-            }
-            Err(error) => {
-                log::warn!(
-                    "no control socket at {}: {error}; `fieldpost status` will not find this daemon",
-                    path.display()
-                );
-                None
-            }
-        };
-        Ok(Self { servers, socket })
-    }
-
-    /// Closes them.
-    pub fn close(self) {
-        for server in &self.servers {
-            server.abort();
-        }
-        if let Some(path) = self.socket {
-            if let Err(error) = std::fs::remove_file(&path) {
-                log::debug!("cannot remove {}: {error}", path.display());
-            }
-        }
-    }
-}
-
-fn report(what: &str, ended: std::io::Result<()>) {
-    if let Err(error) = ended {
-        log::error!("{what} ended: {error}");
-    }
-}
-
-/// Where the daemon listens: the directory that systemd hands over, else the state directory.
-fn socket_path(state_dir: &Path) -> PathBuf {
-    let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-    runtime.unwrap_or_else(|| state_dir.to_owned()).join(SOCKET)
-}
-
-/// The lock on the state directory is ours, so a socket that lies there belongs to no one.
-fn listen_on(path: &Path) -> std::io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
 }

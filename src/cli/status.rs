@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ConfigArguments, Exit, Failure, json, show};
-use crate::agent::health::SOCKET;
+use crate::agent::doors::SOCKET;
 use crate::config::load;
 use crate::status::{self, Status};
 

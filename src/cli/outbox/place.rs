@@ -10,7 +10,7 @@ use super::super::status::SYSTEM_DIRECTORY;
 use super::super::{ConfigArguments, Exit, Failure};
 use super::ask::Daemon;
 use super::stopping;
-use crate::agent::health::SOCKET;
+use crate::agent::doors::SOCKET;
 use crate::config::load;
 use crate::outbox::Look;
 use crate::status::{self, AgentStatus};

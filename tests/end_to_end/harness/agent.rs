@@ -127,11 +127,14 @@ impl Agent {
         }
     }
 
-    /// Waits until these sources are up.
+    /// Waits until all sources of the configuration are up.
     pub fn wait_sources_up(&mut self) {
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let tables = config.lines().filter_map(|line| line.strip_prefix("[sources.")?.strip_suffix(']'));
+        let names: Vec<_> = tables.filter(|name| !name.contains('.')).collect();
+        assert!(!names.is_empty(), "no source is configured:\n{config}");
         self.wait_status("all sources to be up", |status| {
-            let sources = status["sources"].as_object().expect("sources are an object");
-            sources.values().all(|source| source["state"] == "up")
+            names.iter().all(|name| status["sources"][name]["state"] == "up")
         });
     }
 
