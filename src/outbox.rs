@@ -81,7 +81,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-pub use change::{Change, ChangeError, Left, Purged, Replayed, Report, Selection, Step, run};
+pub use change::{Cause, Change, ChangeError, Left, Purged, Replayed, Report, Selection, Step, run};
 pub(crate) use format::{seal, unseal};
 pub use limits::{HeldBytes, HeldPermit, Terms};
 pub use look::{Inspection, Look, LookError};

@@ -78,17 +78,52 @@ pub struct Purged {
     pub freed_bytes: u64,
     /// Readings that stay although they were meant, and why.
     pub left: Vec<Left>,
+    /// Ranges given up by their sequences although nobody can read what stands there, and why. They are in `readings`, and
+    /// with a source in `sources` where a generation holds no other; not in `bytes`.
+    #[serde(default)]
+    pub unread: Vec<Left>,
 }
 
-/// A range that a change left alone.
+/// A range that a change left alone, or could not look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// First sequence.
     pub from: u64,
     /// Last sequence, inclusive.
     pub to: u64,
-    /// Why.
+    /// Why, as one word.
+    pub cause: Cause,
+    /// Why, for humans.
     pub why: String,
+}
+
+impl Left {
+    /// Sequences in it.
+    pub fn sequences(&self) -> u64 {
+        (self.to + 1).saturating_sub(self.from)
+    }
+
+    /// Adds it to a list; neighbours of one reason become one.
+    fn join(self, list: &mut Vec<Self>) {
+        match list.last_mut() {
+            Some(last) if last.to + 1 == self.from && last.cause == self.cause && last.why == self.why => {
+                last.to = self.to;
+            }
+            _ => list.push(self),
+        }
+    }
+}
+
+/// Why a range was left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A transaction whose outcome is open may hold it. That ends by itself.
+    InDoubt,
+    /// It cannot be read now; another try may do.
+    NotNow,
+    /// It cannot be read: damaged, or of a later program.
+    Unreadable,
 }
 
 /// What a replay did, or would do.
@@ -245,12 +280,8 @@ impl Report for Purged {
         add_sources(&mut self.sources, step.sources);
         self.oldest = [self.oldest.take(), step.oldest].into_iter().flatten().min();
         self.newest = self.newest.take().max(step.newest);
-        for left in step.left {
-            match self.left.last_mut() {
-                Some(last) if last.to + 1 == left.from && last.why == left.why => last.to = left.to,
-                _ => self.left.push(left),
-            }
-        }
+        step.left.into_iter().for_each(|left| left.join(&mut self.left));
+        step.unread.into_iter().for_each(|unread| unread.join(&mut self.unread));
     }
 }
 

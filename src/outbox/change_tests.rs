@@ -210,6 +210,144 @@ fn what_an_open_transaction_may_hold_stays_and_is_told() {
     rig.close();
 }
 
+/// Names of closed generations, oldest first.
+fn closed(outbox: &Outbox) -> Vec<directory::GenerationId> {
+    let view = outbox.shared.view();
+    view.generations.iter().filter(|listed| listed.closed.is_some()).map(|listed| listed.id).collect()
+}
+
+fn sequences(left: &[Left]) -> u64 {
+    left.iter().map(Left::sequences).sum()
+}
+
+#[test]
+fn what_cannot_be_read_is_never_passed_over_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut two = Two::open(dir.path(), room());
+    two.append_in_turn(1500, 4000);
+    two.rig.close();
+    // A database without its `conf` does not open.
+    let two = Two::open(dir.path(), room());
+    let id = closed(&two.rig.outbox)[1];
+    let conf = dir.path().join("outbox").join(id.to_string()).join("conf");
+    let hidden = dir.path().join("conf");
+    std::fs::rename(&conf, &hidden).unwrap();
+    let held = {
+        let view = two.rig.outbox.shared.view();
+        let listed = view.generations.iter().find(|listed| listed.id == id).unwrap();
+        (listed.first_sequence, listed.end_sequence() - 1)
+    };
+
+    // Whose they are nobody knows: what was not looked at stays, and that is told.
+    for dry_run in [true, false] {
+        let done = try_purge(&two.rig.outbox, &of("noise"), dry_run).unwrap();
+        let [left] = &done.left[..] else { panic!("{:?}", done.left) };
+        assert_eq!((left.from, left.to, left.cause), (held.0, held.1, Cause::Unreadable));
+        assert!(left.why.contains(&id.to_string()) && left.why.contains("conf"), "{}", left.why);
+        let of_noise = (held.0..=held.1).filter(|sequence| sequence % 2 == 0).count() as u64;
+        assert_eq!((done.readings, done.unread.len()), (1500 - of_noise, 0));
+    }
+    std::fs::rename(&hidden, &conf).unwrap();
+    let items = read_all(&mut two.rig.outbox.reader(), 0);
+    let there = sequences_of_readings(&items);
+    let wanted = |n: &u64| n % 2 == 1 || (held.0..=held.1).contains(n);
+    assert_eq!(there, (1..=3000).filter(wanted).collect::<Vec<_>>(), "what stayed is there, and no more");
+
+    // Their number follows from their sequences: a range goes, and that nobody looked at it is told.
+    std::fs::rename(&conf, &hidden).unwrap();
+    let done = purge(&two.rig.outbox, &select(held.0 + 1, held.1));
+    let [unread] = &done.unread[..] else { panic!("{:?}", done.unread) };
+    assert_eq!((unread.from, unread.to, &done.left[..]), (held.0 + 1, held.1, &[][..]));
+    assert_eq!((done.readings, done.bytes), (held.1 - held.0, 0));
+    std::fs::rename(&hidden, &conf).unwrap();
+    let items = read_all(&mut two.rig.outbox.reader(), held.0 - 1);
+    let Item::Hole(hole) = &items[1] else { panic!("{:?}", items[1]) };
+    assert_eq!((hole.from.0, hole.to.0, hole.bytes, hole.sources.len()), (held.0 + 1, held.1, 0, 0));
+    two.rig.close();
+}
+
+#[test]
+fn what_is_missing_within_a_generation_is_told_by_a_purge() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut two = Two::open(dir.path(), room());
+    two.append_in_turn(1500, 4000);
+    let id = closed(&two.rig.outbox)[1];
+    two.rig.close();
+    let db = dir.path().join("outbox").join(id.to_string()).join("db");
+    let mut bytes = std::fs::read(&db).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4000].fill(0);
+    std::fs::write(&db, bytes).unwrap();
+    let two = Two::open(dir.path(), room());
+    let done = purge(&two.rig.outbox, &of("noise"));
+    let missing = sequences(&done.left);
+    assert!(missing > 0 && done.left.iter().all(|left| left.cause == Cause::Unreadable), "{:?}", done.left);
+    assert!(done.readings + missing.div_ceil(2) >= 1500, "{} and {missing}", done.readings);
+    // The drain finds more than the store shows: it was not purged unseen.
+    let items = read_all(&mut two.rig.outbox.reader(), 0);
+    let purged = items.iter().filter_map(|item| match item {
+        Item::Hole(hole) if hole.reason == "purge" => Some(hole.to.0 - hole.from.0 + 1),
+        _ => None,
+    });
+    assert_eq!(purged.sum::<u64>(), done.readings);
+    two.rig.close();
+}
+
+#[test]
+fn delivered_generations_that_are_kept_are_not_read_for_a_purge() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = room();
+    options.config.retain = ByteSize::mib(40);
+    let mut two = Two::open(dir.path(), options);
+    two.append_in_turn(1500, 8000);
+    let (kept, durable) = (closed(&two.rig.outbox).len(), two.rig.outbox.positions().durable.0);
+    assert!(kept > 4, "{kept}");
+    trim(&two.rig.outbox, durable);
+    // What delivery holds lies beyond what it has delivered, also when it says so a little late.
+    two.rig.outbox.protect(Sequence(1), Sequence(durable + 60));
+    let step = two.rig.outbox.purge(&change(&of("noise"), false)).unwrap();
+    assert_eq!((step.report.readings, &step.report.left[..], step.next), (0, &[][..], None), "they are not even opened");
+    assert_eq!(closed(&two.rig.outbox).len(), kept, "they hold others besides");
+    let done = purge(&two.rig.outbox, &Selection::default());
+    assert_eq!((done.readings, done.generations as usize, &done.left[..]), (0, kept, &[][..]));
+    two.rig.close();
+}
+
+#[test]
+fn an_age_that_cannot_be_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), room());
+    let now = crate::clock::now();
+    let aged = |count: u64, mono_ns: u64| {
+        let received = ReceiptTime { wall_ns: now.wall_ns, mono_ns };
+        (1..=count).map(|n| Reading { received, ..reading_of(n, 8000, true) }).collect::<Vec<_>>()
+    };
+    // Old and young in one generation each, so that each has to be read.
+    for _ in 0..3 {
+        rig.append_all(&aged(400, now.mono_ns / 8));
+        rig.append_all(&aged(150, now.mono_ns));
+    }
+    let ids = closed(&rig.outbox);
+    let end_of = |at: usize| rig.outbox.shared.view().generations[at].end_sequence() - 1;
+    let path = |at: usize| dir.path().join("outbox").join(ids[at].to_string()).join("conf");
+    let older = Selection { older_than_ms: Some(now.mono_ns / 2_000_000), ..Selection::default() };
+    let last = ids.len() - 1;
+    let hide = |at: usize| std::fs::rename(path(at), dir.path().join(format!("conf{at}"))).unwrap();
+    let good = try_purge(&rig.outbox, &older, true).unwrap();
+    assert!(good.left.is_empty(), "{:?}", good.left);
+    // What follows it is old, so it is.
+    hide(0);
+    let done = try_purge(&rig.outbox, &older, true).unwrap();
+    assert_eq!((done.to, done.left.len()), (good.to, 0), "{:?}", done.left);
+    // Nothing tells how old the rest is.
+    (1..=last).for_each(hide);
+    let done = try_purge(&rig.outbox, &older, true).unwrap();
+    let [left] = &done.left[..] else { panic!("{:?}", done.left) };
+    assert_eq!((done.readings, left.from, left.cause), (0, 1, Cause::Unreadable));
+    assert!(left.to >= end_of(last.min(3)) && left.why.contains("how old"), "{left:?}");
+    rig.close();
+}
+
 #[test]
 fn what_nobody_waits_for_any_more_is_not_done() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use super::super::{ConfigArguments, Exit, Failure, json, show};
 use super::change::{Changer, Progress, confirmed, list, no_dry_run, size, tell_before, time};
 use crate::clock;
 use crate::config::Span;
-use crate::outbox::{Change, Purged, Selection, run};
+use crate::outbox::{Cause, Change, Left, Purged, Selection, run};
 
 /// Give up readings that wait, and remove delivered ones that are kept
 #[derive(Debug, Args)]
@@ -26,7 +26,11 @@ delivered.
 
 While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Without one \
 the outbox is opened here, which repairs and tidies it; so --dry-run needs a running daemon. Cut short at any \
-moment, what was given up so far stays so, and the rest is untouched. If something stays, it ends with 75.
+moment, what was given up so far stays so, and the rest is untouched.
+
+Exit codes: 0 all that was meant is given up; 75 a transaction may hold some of it, which stays: purge again later; 1 some of \
+it stays because it cannot be read (damage), so nobody knows whose or how old it is. A purge of a range or of everything \
+needs no such knowledge: it gives up what cannot be read by its sequences, and says so.
 
 Examples:
   fieldpost outbox purge --source chatterbox              what this source has waiting
@@ -75,11 +79,7 @@ impl Purge {
         changer.close();
         let done = done?;
         show(&if json_wanted { json(&done)? } else { page(&done) })?;
-        if dry_run || done.left.is_empty() {
-            return Ok(Exit::Done);
-        }
-        let left: u64 = done.left.iter().map(|left| left.to - left.from + 1).sum();
-        Err(Failure::new(Exit::TryAgain, format!("up to {left} readings that were meant stay: purge again later")))
+        staying(&done.left, dry_run).map_or(Ok(Exit::Done), Err)
     }
 
     fn selection(&self) -> Result<Selection, Failure> {
@@ -139,6 +139,30 @@ impl Purge {
     }
 }
 
+/// What stays although it was meant is no success. What a transaction holds is free soon, and a dry run is not about that.
+fn staying(left: &[Left], dry_run: bool) -> Option<Failure> {
+    let count = |unreadable: bool| {
+        let of = left.iter().filter(|left| (left.cause == Cause::Unreadable) == unreadable);
+        of.map(Left::sequences).sum::<u64>()
+    };
+    match (count(true), count(false)) {
+        (0, 0) => None,
+        (0, _) if dry_run => None,
+        (0, held) => {
+            let text = format!("up to {held} readings that were meant stay: purge again later");
+            Some(Failure::new(Exit::TryAgain, text))
+        }
+        (unreadable, held) => {
+            let text = format!(
+                "up to {} readings that were meant stay, for {unreadable} of them cannot be read. `fieldpost outbox verify` tells \
+                 more; a purge of the range, without a source or age, needs not read them",
+                unreadable + held
+            );
+            Some(Failure::new(Exit::Failed, text))
+        }
+    }
+}
+
 /// Milliseconds from a time to now, by the wall clock: only if that is right.
 fn age_of(before: i64, now: i64, synchronised: bool) -> Result<u64, String> {
     let (time, clock) = (clock::rfc3339(before), clock::rfc3339(now));
@@ -171,6 +195,9 @@ fn question(would: &Purged) -> String {
     text[..1].to_uppercase() + &text[1..]
 }
 
+/// More ranges are counted, not listed.
+const RANGES_SHOWN_MAX: usize = 20;
+
 fn page(purged: &Purged) -> String {
     let mut lines = vec![if purged.dry_run { "would be given up".to_owned() } else { "given up".to_owned() }];
     let mut row = |name: &str, value: String| lines.push(format!("  {name:<12}{value}"));
@@ -183,8 +210,16 @@ fn page(purged: &Purged) -> String {
     }
     row("looked at", format!("sequences {} to {}", purged.from, purged.to));
     row("removed", format!("{} databases, {}", purged.generations, size(purged.freed_bytes)));
-    for left in &purged.left {
-        row("stay", format!("{} to {}: {}", left.from, left.to, left.why));
+    for (name, ranges) in [("unread", &purged.unread), ("stay", &purged.left)] {
+        for range in ranges.iter().take(RANGES_SHOWN_MAX) {
+            row(name, format!("{} to {}: {}", range.from, range.to, range.why));
+        }
+        if let Some(more) = ranges.len().checked_sub(RANGES_SHOWN_MAX).filter(|more| *more > 0) {
+            row(name, format!("and {more} more ranges: --json names them all"));
+        }
+    }
+    if !purged.unread.is_empty() {
+        lines.push("  What is unread is given up by its sequences, all the same.".to_owned());
     }
     lines.join("\n") + "\n"
 }
@@ -205,6 +240,22 @@ mod tests {
             assert!(age_of(now + 1, now, synchronised).unwrap_err().contains("is in the future"));
         }
         assert!(age_of(now - hour, now, false).unwrap_err().contains("not synchronised"));
+    }
+
+    #[test]
+    fn what_stays_has_an_exit_code() {
+        let left = |cause| Left { from: 1, to: 3, cause, why: String::new() };
+        let code = |left: &[Left], dry_run| staying(left, dry_run).map(Failure::tell);
+        for (causes, real, dry) in [
+            (&[][..], None, None),
+            (&[Cause::InDoubt][..], Some(Exit::TryAgain), None),
+            (&[Cause::NotNow][..], Some(Exit::TryAgain), None),
+            (&[Cause::Unreadable][..], Some(Exit::Failed), Some(Exit::Failed)),
+            (&[Cause::InDoubt, Cause::Unreadable][..], Some(Exit::Failed), Some(Exit::Failed)),
+        ] {
+            let ranges: Vec<_> = causes.iter().copied().map(left).collect();
+            assert_eq!((code(&ranges, false), code(&ranges, true)), (real, dry), "{causes:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::clock;
-use crate::outbox::{Change, ChangeError, Left, Purged, Selection, Step};
+use crate::outbox::{Cause, Change, ChangeError, Left, Purged, Selection, Step};
 use crate::record::SourceId;
 
 use super::super::note::Note;
@@ -36,6 +36,10 @@ struct Plan {
     /// Nothing of it is wanted any more, once these are noted.
     goes: bool,
     count: Count,
+    /// What is meant, and stays.
+    left: Vec<Left>,
+    /// What is given up though nobody can read it.
+    unread: Vec<Left>,
 }
 
 impl Writer {
@@ -45,10 +49,12 @@ impl Writer {
         self.shared.progress.phase("purging", SYNC_STALL);
         let selection = &change.selection;
         let source = selection.source.as_deref().map(SourceId::from);
-        let (from, to) = (selection.from.unwrap_or(1).max(1), self.end_of(selection));
+        let from = selection.from.unwrap_or(1).max(1);
+        let (to, of_unknown_age) = self.end_of(selection, from);
         let mut purged = Purged { dry_run: change.dry_run, from, to, reached: to, ..Purged::default() };
         let listed = self.within(from, to);
         let Some(hull) = listed.last().map(|last| (from, self.last_of(last).min(to))) else {
+            purged.left.extend(of_unknown_age);
             return Ok(Step { report: purged, to, next: None });
         };
         let held = self.claim_range(hull, change.dry_run);
@@ -61,7 +67,7 @@ impl Writer {
                 next = Some(listed.first_sequence.max(from));
                 break;
             }
-            plans.push(self.plan(listed, (from, to), source.as_ref(), held, &mut purged.left));
+            plans.push(self.plan(listed, (from, to), source.as_ref(), held));
         }
         let done = if change.dry_run { Ok(()) } else { self.carry_out(&plans, source.as_ref()) };
         self.shared.publish(|view| view.purging = None);
@@ -70,7 +76,10 @@ impl Writer {
             plan.count.tell(&mut purged);
             purged.generations += u64::from(plan.goes);
             purged.freed_bytes += if plan.goes { plan.listed.disk_bytes } else { 0 };
+            purged.left.extend(plan.left);
+            purged.unread.extend(plan.unread);
         }
+        purged.left.extend(of_unknown_age);
         purged.reached = next.map_or(to, |next| next - 1);
         if purged.readings > 0 && !change.dry_run {
             let of = selection.source.as_ref().map_or(String::new(), |source| format!(" of source {source}"));
@@ -83,11 +92,14 @@ impl Writer {
         Ok(Step { report: purged, to, next })
     }
 
-    /// Last sequence of the selection.
-    fn end_of(&self, selection: &Selection) -> u64 {
+    /// Last sequence of the selection, and what follows if nobody can tell whether it is as old as is asked for.
+    fn end_of(&self, selection: &Selection, from: u64) -> (u64, Option<Left>) {
         let durable = self.tail.durable_end_sequence.saturating_sub(1);
         let to = selection.to.map_or(durable, |to| to.min(durable));
-        selection.older_than_ms.map_or(to, |age| to.min(self.older_through(Duration::from_millis(age))))
+        let Some(age) = selection.older_than_ms else { return (to, None) };
+        let (through, unknown) = self.older_through(Duration::from_millis(age));
+        let unknown = unknown.map(|left| Left { from: left.from.max(from), to: left.to.min(to), ..left });
+        (to.min(through), unknown.filter(|left| left.from <= left.to))
     }
 
     /// Generations with readings in this range, oldest first.
@@ -118,7 +130,6 @@ impl Writer {
         selected: (u64, u64),
         source: Option<&SourceId>,
         held: Option<(u64, u64)>,
-        left: &mut Vec<Left>,
     ) -> Plan {
         let (first, last) = (listed.first_sequence, self.last_of(listed));
         let (committed, is_read, newest) = {
@@ -128,17 +139,30 @@ impl Writer {
         };
         let undelivered = (first.max(selected.0).max(committed + 1), last.min(selected.1));
         let (free, in_doubt) = split(undelivered.0, undelivered.1, held);
-        left.extend(in_doubt.map(|(from, to)| Left { from, to, why: IN_DOUBT.to_owned() }));
+        let mut left: Vec<_> = in_doubt.map(in_doubt_left).into_iter().collect();
         let of_one = source.is_some_and(|source| !listed.holds_only(source));
-        let count = self.count_readings(listed, &free, source);
-        let uncovered = || free.iter().flat_map(|(from, to)| self.memory.notes.uncovered(*from, *to)).collect();
+        let mut count = self.count_readings(listed, &free, source);
+        let mut unread = std::mem::take(&mut count.unread);
+        let (mut notes, mut purges) = (Vec::new(), Vec::new());
+        if of_one {
+            // Whose they are nobody knows: they stay.
+            if count.readings > 0 {
+                purges = without(&free, &unread);
+            }
+            left.append(&mut unread);
+        } else {
+            notes = free.iter().flat_map(|(from, to)| self.memory.notes.uncovered(*from, *to)).collect();
+            count.add_unread(&unread, source);
+        }
         let closed = listed.closed.is_some() && newest != Some(listed.id) && !is_read;
         Plan {
             listed: listed.clone(),
             goes: closed && !of_one && in_doubt.is_none() && selected.0 <= first && last <= selected.1,
-            notes: if of_one { Vec::new() } else { uncovered() },
-            purges: if of_one && count.readings > 0 { free } else { Vec::new() },
+            notes,
+            purges,
             count,
+            left,
+            unread,
         }
     }
 
@@ -152,7 +176,9 @@ impl Writer {
                  are delivered"
             )));
         }
-        if !purges.is_empty() && self.memory.purges.len() >= PURGES_MAX {
+        let mut open = self.memory.purges.clone();
+        purges.iter().for_each(|purge| open.add(purge.clone()));
+        if !purges.is_empty() && open.len() > PURGES_MAX {
             return Err(ChangeError::Refused(format!(
                 "{PURGES_MAX} purges of single sources are remembered until the readings among them are gone: purge a range \
                  of all sources, or wait until they are delivered"
@@ -179,7 +205,8 @@ impl Writer {
         let one = |range: &(u64, u64)| {
             let incarnation = self.memory.segment_of(range.0).unwrap_or(&self.tail.segment).incarnation;
             let mut note = note(*range, incarnation, REASON, &self.tail.segment);
-            if plan.notes.len() == 1 {
+            // Counts that are too low say less than none.
+            if plan.notes.len() == 1 && plan.unread.is_empty() {
                 note.bytes = plan.count.bytes;
                 note.sources = plan.count.sources.iter().map(|(name, count)| (name.as_str().into(), *count)).collect();
             }
@@ -211,8 +238,15 @@ impl Writer {
     }
 }
 
+fn in_doubt_left((from, to): Range) -> Left {
+    Left { from, to, cause: Cause::InDoubt, why: IN_DOUBT.to_owned() }
+}
+
 /// The parts of a range that are free, and the part that is held.
 fn split(from: u64, to: u64, held: Option<Range>) -> (Vec<Range>, Option<Range>) {
+    if from > to {
+        return (Vec::new(), None);
+    }
     let Some((first, last)) = held.filter(|(first, last)| *first <= to && from <= *last) else {
         return (vec![(from, to)], None);
     };
@@ -226,6 +260,14 @@ fn split(from: u64, to: u64, held: Option<Range>) -> (Vec<Range>, Option<Range>)
     (free, Some((first.max(from), last.min(to))))
 }
 
+/// What is left of some ranges without others.
+fn without(ranges: &[Range], others: &[Left]) -> Vec<Range> {
+    let cut = |ranges: Vec<Range>, other: &Left| {
+        ranges.into_iter().flat_map(|(from, to)| split(from, to, Some((other.from, other.to))).0).collect()
+    };
+    others.iter().fold(ranges.to_vec(), cut)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,5 +279,16 @@ mod tests {
         assert_eq!(split(1, 10, Some((1, 4))), (vec![(5, 10)], Some((1, 4))));
         assert_eq!(split(1, 10, Some((3, 4))), (vec![(1, 2), (5, 10)], Some((3, 4))));
         assert_eq!(split(1, 10, Some((0, 50))), (vec![], Some((1, 10))));
+        let unread = |from, to| Left { from, to, cause: Cause::Unreadable, why: String::new() };
+        assert_eq!(without(&[(1, 10), (20, 30)], &[unread(5, 6), unread(9, 22)]), [(1, 4), (7, 8), (23, 30)]);
+        assert_eq!(without(&[(1, 10)], &[unread(1, 10)]), []);
+    }
+
+    #[test]
+    fn of_an_empty_range_nothing_is_free_and_nothing_held() {
+        for held in [None, Some((3, 20)), Some((5, 10)), Some((11, 11))] {
+            assert_eq!(split(11, 10, held), (vec![], None), "{held:?}");
+        }
+        assert_eq!(split(10, 5, Some((3, 20))), (vec![], None));
     }
 }

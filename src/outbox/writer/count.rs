@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
-use crate::outbox::Purged;
+use crate::outbox::{Cause, Left, Purged};
 use crate::record::{Flags, Kind, SourceId, Stored};
 
 use super::super::block::Decoder;
@@ -31,6 +31,8 @@ pub(super) struct Count {
     received: Option<(i64, i64)>,
     /// The generation was read for it.
     pub(super) was_read: bool,
+    /// Of the ranges, what could not be read: not counted.
+    pub(super) unread: Vec<Left>,
 }
 
 impl Count {
@@ -44,6 +46,15 @@ impl Count {
             }
         }
         self.saw(wall_ns, wall_ns);
+    }
+
+    /// Counts ranges that nobody can read by their sequences: each is a reading, or tells of a loss.
+    pub(super) fn add_unread(&mut self, unread: &[Left], source: Option<&SourceId>) {
+        let sequences: u64 = unread.iter().map(Left::sequences).sum();
+        self.readings += sequences;
+        if let Some(source) = source.filter(|_| sequences > 0) {
+            *self.sources.entry(source.as_str().to_owned()).or_default() += sequences;
+        }
     }
 
     fn saw(&mut self, oldest: i64, newest: i64) {
@@ -86,82 +97,139 @@ impl Writer {
             return count;
         }
         let mut count = Count { was_read: true, ..Count::default() };
-        let read = self.read(listed, first, |stored| {
-            let (sequence, reading) = (stored.sequence.0, &stored.reading);
-            let meant = ranges.iter().any(|(from, to)| *from <= sequence && sequence <= *to)
-                && source.is_none_or(|source| stored.source == *source && reading.kind != Kind::Gap)
-                && self.memory.notes.covering(sequence).is_none()
-                && self.memory.purges.naming(sequence, &stored.source, reading.kind).is_none();
-            if meant {
-                count.add(&stored.source, reading.record_bytes() as u64, reading.received.wall_ns);
+        let mut unread = Vec::new();
+        let read = self.read(listed, first, |seen| match seen {
+            Seen::Reading(stored) => {
+                let (sequence, reading) = (stored.sequence.0, &stored.reading);
+                let meant = ranges.iter().any(|(from, to)| *from <= sequence && sequence <= *to)
+                    && source.is_none_or(|source| stored.source == *source && reading.kind != Kind::Gap)
+                    && self.memory.notes.covering(sequence).is_none()
+                    && self.memory.purges.naming(sequence, &stored.source, reading.kind).is_none();
+                if meant {
+                    count.add(&stored.source, reading.record_bytes() as u64, reading.received.wall_ns);
+                }
+                sequence < last
             }
-            sequence < last
+            Seen::Missing(from, to, why) => {
+                unread.push((from, to.min(last), Cause::Unreadable, why));
+                to < last
+            }
         });
-        if let Err(error) = read {
-            log::warn!("{} cannot be read ({error}): what is counted of it may be too little", listed.id);
+        match read {
+            Ok(end) if end <= last => unread.push((end, last, Cause::Unreadable, "it ends too early".to_owned())),
+            Ok(_) => {}
+            Err((at, error)) => unread.push((at, last, cause_of(&error), error.to_string())),
+        }
+        for (from, to, cause, why) in unread {
+            let why = format!("{} cannot be read there: {why}", listed.id);
+            log::warn!("a purge meets {from} to {to}: {why}");
+            let open = ranges.iter().flat_map(|range| self.memory.notes.uncovered(from.max(range.0), to.min(range.1)));
+            count.unread.extend(open.map(|(from, to)| Left { from, to, cause, why: why.clone() }));
         }
         count
     }
 
     /// The last sequence that came at least this long ago; what stands before it came earlier. 0: none is known to be so old.
+    /// And what follows, if nobody can read how old it is.
     ///
     /// By the boot clock for readings of this boot; for others by stamps of a synchronised clock. A copy stands where it was
     /// copied, not where it came.
-    pub(super) fn older_through(&self, age: Duration) -> u64 {
+    pub(super) fn older_through(&self, age: Duration) -> (u64, Option<Left>) {
         let age_ns = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
         let generations: Vec<_> = self.shared.view().generations.iter().cloned().collect();
         let whole = generations.iter().rposition(|listed| self.is_older(listed, age_ns));
         let mut through = whole.map_or(0, |at| self.last_of(&generations[at]));
-        let (now, synchronised) = (clock::now(), clock::synchronised());
+        let mut unknown: Option<Left> = None;
         for listed in generations.iter().skip(whole.map_or(0, |at| at + 1)).take(AGE_READ_MAX) {
             let mut old = None;
-            let read = self.read(listed, listed.first_sequence, |stored| {
-                let reading = &stored.reading;
-                let is_old = if stored.boot_id == self.tail.segment.boot_id {
-                    reading.received.mono_ns.saturating_add(age_ns) < now.mono_ns
-                } else {
-                    let age = now.wall_ns.saturating_sub(reading.received.wall_ns);
-                    synchronised
-                        && !reading.flags.contains(Flags::UNSYNCHRONISED)
-                        && u64::try_from(age).is_ok_and(|age| age > age_ns)
-                };
-                if is_old && !reading.flags.contains(Flags::REPLAY) {
-                    old = Some(stored.sequence.0);
+            let read = self.read(listed, listed.first_sequence, |seen| {
+                if let Seen::Reading(stored) = seen {
+                    if self.is_old(stored, age_ns) {
+                        old = Some(stored.sequence.0);
+                    }
                 }
                 true
             });
-            if let Err(error) = read {
-                log::warn!("{} cannot be read ({error}): its readings count as young", listed.id);
+            if let Some(sequence) = old {
+                // What stands before it came before it, whether it can be read or not.
+                (through, unknown) = (sequence, None);
             }
-            match old {
-                Some(sequence) => through = sequence,
-                None => break,
+            match read {
+                Ok(_) if old.is_none() => break,
+                Ok(_) => {}
+                Err((at, error)) => {
+                    let why = format!("{} cannot be read ({error}), so how old it is is not known", listed.id);
+                    log::warn!("a purge by age: {why}");
+                    let (from, to, cause) = (at.max(through + 1), self.last_of(listed), cause_of(&error));
+                    unknown = Some(match unknown {
+                        Some(before) => Left { to, ..before },
+                        None => Left { from, to, cause, why },
+                    });
+                }
             }
         }
-        through
+        (through, unknown)
     }
 
-    /// Hands the readings of a generation from `from` on to `visit`, as long as it wants more. What is damaged is passed
-    /// over; the drain tells of it.
+    fn is_old(&self, stored: &Stored, age_ns: u64) -> bool {
+        let reading = &stored.reading;
+        if reading.flags.contains(Flags::REPLAY) {
+            return false;
+        }
+        let now = clock::now();
+        if stored.boot_id == self.tail.segment.boot_id {
+            return reading.received.mono_ns.saturating_add(age_ns) < now.mono_ns;
+        }
+        let age = now.wall_ns.saturating_sub(reading.received.wall_ns);
+        clock::synchronised()
+            && !reading.flags.contains(Flags::UNSYNCHRONISED)
+            && u64::try_from(age).is_ok_and(|age| age > age_ns)
+    }
+
+    /// Hands what stands in a generation from `from` on to `visit`, as long as it wants more. The sequence after the last one
+    /// that was handed on; beside an error the one that could not be read.
     pub(super) fn read(
         &self,
         listed: &Listed,
         from: u64,
-        mut visit: impl FnMut(&Stored) -> bool,
-    ) -> Result<(), StoreError> {
+        mut visit: impl FnMut(Seen<'_>) -> bool,
+    ) -> Result<u64, (u64, StoreError)> {
         let mut shelf = Live::new(self.shared.clone());
         let (sight, mut decoder) = (shelf.sight(), Decoder::default());
         let end = listed.closed.as_ref().map_or(u64::MAX, |summary| summary.end_index).min(sight.durable_index + 1);
-        let mut place = Place::start(open(&mut shelf, listed)?, Vec::new());
+        let generation = open(&mut shelf, listed).map_err(|error| (from, error))?;
+        let mut place = Place::start(generation, Vec::new());
         let mut next = from;
         loop {
-            match place.find(next, end, &sight, &mut decoder)? {
-                Found::Reading(stored) if !visit(&stored) => return Ok(()),
-                Found::Reading(_) => next += 1,
-                Found::Missing(to, _) => next = to + 1,
-                Found::End => return Ok(()),
+            let wants_more = match place.find(next, end, &sight, &mut decoder).map_err(|error| (next, error))? {
+                Found::Reading(stored) => {
+                    next += 1;
+                    visit(Seen::Reading(&stored))
+                }
+                Found::Missing(to, why) => {
+                    let from = std::mem::replace(&mut next, to + 1);
+                    visit(Seen::Missing(from, to, why))
+                }
+                Found::End => false,
+            };
+            if !wants_more {
+                return Ok(next);
             }
         }
+    }
+}
+
+/// What stands in a generation.
+pub(super) enum Seen<'a> {
+    Reading(&'a Stored),
+    /// Nothing that can be read from here to there, inclusive; why.
+    Missing(u64, u64, String),
+}
+
+fn cause_of(error: &StoreError) -> Cause {
+    match error {
+        StoreError::Damaged(_) | StoreError::Later(_) | StoreError::OtherSegment => Cause::Unreadable,
+        StoreError::Busy(_) | StoreError::Full(_) | StoreError::Io(_) | StoreError::Closed => Cause::NotNow,
     }
 }
 

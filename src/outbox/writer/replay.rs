@@ -5,6 +5,7 @@ use crate::record::{Flags, Incarnation, Kind, Reading, SourceId, Stored};
 
 use super::super::state::Life;
 use super::super::view::Listed;
+use super::count::Seen;
 use super::queue::Work;
 use super::stop::Stop;
 use super::{SYNC_STALL, Writer};
@@ -91,7 +92,9 @@ impl Writer {
             _ => bytes,
         };
         let mut go_on = true;
-        let read = self.read(listed, from.max(listed.first_sequence), |stored| {
+        let read = self.read(listed, from.max(listed.first_sequence), |seen| {
+            // What is missing is counted by what was seen.
+            let Seen::Reading(stored) = seen else { return true };
             let sequence = stored.sequence.0;
             if sequence > to {
                 return false;
@@ -118,8 +121,8 @@ impl Writer {
             true
         });
         match read {
-            Ok(()) => Ok(go_on),
-            Err(error) => Err(ChangeError::Refused(format!(
+            Ok(_) => Ok(go_on),
+            Err((_, error)) => Err(ChangeError::Refused(format!(
                 "{} cannot be read ({error}): look at it with `fieldpost outbox verify`, or leave it out with --from and --to",
                 listed.id
             ))),
