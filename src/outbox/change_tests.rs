@@ -306,7 +306,11 @@ fn delivered_generations_that_are_kept_are_not_read_for_a_purge() {
     // What delivery holds lies beyond what it has delivered, also when it says so a little late.
     two.rig.outbox.protect(Sequence(1), Sequence(durable + 60));
     let step = two.rig.outbox.purge(&change(&of("noise"), false)).unwrap();
-    assert_eq!((step.report.readings, &step.report.left[..], step.next), (0, &[][..], None), "they are not even opened");
+    assert_eq!(
+        (step.report.readings, &step.report.left[..], step.next),
+        (0, &[][..], None),
+        "they are not even opened"
+    );
     assert_eq!(closed(&two.rig.outbox).len(), kept, "they hold others besides");
     let done = purge(&two.rig.outbox, &Selection::default());
     assert_eq!((done.readings, done.generations as usize, &done.left[..]), (0, kept, &[][..]));

@@ -272,6 +272,11 @@ impl Generation {
         super::directory::disk_bytes(&self.path.join("db"))
     }
 
+    /// Whether nobody has closed it yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Closes the database: whoever still holds this handle gets errors from now on.
     pub(super) fn close(&self) {
         let open = self.inner.write().unwrap_or_else(PoisonError::into_inner).take();

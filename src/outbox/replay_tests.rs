@@ -98,6 +98,67 @@ fn a_kept_range_is_copied_to_the_tail_and_names_its_origin() {
     rig.close();
 }
 
+/// Handles of closed generations that somebody has open.
+fn open_ones(outbox: &Outbox) -> Vec<Arc<generation::Generation>> {
+    let view = outbox.shared.view();
+    let closed = view.generations.iter().filter(|listed| listed.closed.is_some());
+    closed.filter_map(|listed| listed.live.upgrade()).filter(|generation| generation.is_open()).collect()
+}
+
+#[test]
+fn a_replay_opens_each_generation_once_and_leaves_none_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), keeping(ByteSize::mib(20)));
+    rig.append_all(&bulk(1, 1500));
+    let delivered = deliver_all(&rig.outbox);
+    assert_eq!(open_ones(&rig.outbox).len(), 0);
+    let closed = rig.outbox.shared.view().generations.iter().filter(|listed| listed.closed.is_some()).count();
+    let mut selection = select(1, delivered);
+    let mut opened: Vec<(directory::GenerationId, std::sync::Weak<generation::Generation>)> = Vec::new();
+    let (mut steps, mut copied) = (0, 0);
+    loop {
+        let step = rig.outbox.replay(&Change { selection: selection.clone(), dry_run: false }).unwrap();
+        (steps, copied) = (steps + 1, copied + step.report.readings);
+        let open = open_ones(&rig.outbox);
+        let Some(next) = step.next else {
+            assert_eq!(open.len(), 0, "it is at its end");
+            break;
+        };
+        assert!(open.len() <= 1, "one at a time");
+        for one in &open {
+            let (id, one) = (one.id(), Arc::downgrade(one));
+            if !opened.iter().any(|(_, known)| known.ptr_eq(&one)) {
+                assert!(opened.iter().all(|(known, _)| *known != id), "{id} was opened twice");
+                opened.push((id, one));
+            }
+        }
+        selection.from = Some(next);
+    }
+    assert_eq!(copied, 1500);
+    // The newest one of the beginning may be closed by now, and then stays open for its last steps.
+    assert!(closed > 2 && steps > 30 && opened.len() >= closed, "{steps} steps opened {} of {closed}", opened.len());
+
+    // Somebody went away in the middle: nothing stays open for him.
+    let step = rig.outbox.replay(&Change { selection: select(1, 1000), dry_run: true }).unwrap();
+    assert!(step.next.is_some());
+    wait_until("what nobody asks for any more is closed", || {
+        rig.outbox.sync_position().unwrap();
+        open_ones(&rig.outbox).is_empty()
+    });
+    // What is removed between two steps is closed, and its space is free.
+    let first = rig.outbox.replay(&Change { selection: select(1, 1000), dry_run: true }).unwrap();
+    let next = first.next.unwrap();
+    let [open] = &open_ones(&rig.outbox)[..] else { panic!("one is open") };
+    let path = dir.path().join("outbox").join(open.id().to_string());
+    assert!(path.exists());
+    let purge = Change { selection: select(1, 1400), dry_run: false };
+    assert!(run(purge, |change| rig.outbox.purge(change), |_: &Purged| ()).unwrap().generations > 1);
+    assert!(!path.exists() && !open.is_open());
+    let rest = rig.outbox.replay(&Change { selection: select(next, 1000), dry_run: true }).unwrap();
+    assert_eq!((rest.report.readings, rest.next), (0, None), "{:?}", rest.report);
+    rig.close();
+}
+
 #[test]
 fn a_replay_goes_by_source_and_time() {
     let dir = tempfile::tempdir().unwrap();

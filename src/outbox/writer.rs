@@ -55,6 +55,7 @@ pub(super) use schedule::gather;
 use door::Door;
 use flights::Flights;
 use queue::{Queue, Work};
+use replay::Replay;
 use room::Room;
 use schedule::Timers;
 use tail::Tail;
@@ -124,6 +125,8 @@ pub(super) struct Writer {
     lock: Option<File>,
     /// Generations that this process has rebuilt: what is missing in them now is lost.
     rebuilt: Vec<GenerationId>,
+    /// Between two steps of a replay.
+    replay: Option<Replay>,
 }
 
 impl Writer {
@@ -159,6 +162,7 @@ impl Writer {
             closing: false,
             lock: Some(opened.lock),
             rebuilt: Vec::new(),
+            replay: None,
             shared,
             commands,
             sizes,
@@ -209,6 +213,7 @@ impl Writer {
                 self.commit();
             }
             self.rotate_if_old();
+            self.end_idle_replay();
             self.sync_position_if_due();
             if self.timers.metrics_are_due() {
                 self.update_metrics();
@@ -340,6 +345,7 @@ impl Writer {
     }
 
     fn shut(&mut self) {
+        self.replay = None;
         // Twice: then one damaged slot does not hide where a log ended that was closed in order.
         if let Err(error) = self.sync_position().and_then(|()| self.position.write_again()) {
             log::error!(

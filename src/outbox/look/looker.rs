@@ -78,6 +78,7 @@ impl Looker {
                 Ok(Found::End) => unreachable!("find() goes on to the next generation"),
                 Err(Trouble::Damaged(id, why)) => (self.end_of(*next), format!("{id}: {why}")),
                 Err(Trouble::Store(text)) => return Err(LookError::Store(text)),
+                Err(Trouble::Later(text)) => return Err(LookError::Foreign(text)),
             };
             // It may have been delivered or dropped while we looked.
             sight = self.walk.shelf.sight();

@@ -46,9 +46,12 @@ impl Live {
         Some(listed)
     }
 
-    /// The handle of a generation that somebody has open.
+    /// The handle of a generation that somebody has open. Who still holds one that was closed under him keeps nobody from
+    /// opening it anew.
     fn live(&self, id: GenerationId) -> Option<Arc<Generation>> {
-        self.shared.view().generations.iter().find(|listed| listed.id == id)?.live.upgrade()
+        let view = self.shared.view();
+        let listed = view.generations.iter().find(|listed| listed.id == id)?;
+        listed.live.upgrade().filter(|generation| generation.is_open())
     }
 
     pub(in crate::outbox) fn shared(&self) -> &Shared {
@@ -87,7 +90,7 @@ impl Shelf for Live {
 
     /// A database is open only once in a process: the handle is shared by all readers and the writer.
     fn open(&mut self, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
-        if let Some(generation) = listed.live.upgrade() {
+        if let Some(generation) = listed.live.upgrade().filter(|generation| generation.is_open()) {
             return Ok(generation);
         }
         let _one_at_a_time = self.shared.opening();

@@ -49,6 +49,8 @@ pub(in crate::outbox) enum Taken {
 pub(in crate::outbox) enum Trouble {
     /// A generation cannot be read, also not after it was opened once more.
     Damaged(GenerationId, String),
+    /// A later program wrote it.
+    Later(String),
     /// Another try may do.
     Store(String),
 }
@@ -159,9 +161,8 @@ impl<S: Shelf> Walk<S> {
                 std::thread::sleep(BUSY_WAIT);
                 Ok(())
             }
-            StoreError::Full(_) | StoreError::Io(_) | StoreError::Later(_) => {
-                Err(Trouble::Store(format!("{id}: {error}")))
-            }
+            StoreError::Full(_) | StoreError::Io(_) => Err(Trouble::Store(format!("{id}: {error}"))),
+            StoreError::Later(_) => Err(Trouble::Later(format!("{id}: {error}"))),
             StoreError::Damaged(_) | StoreError::OtherSegment if self.failed != Some(id) => {
                 log::warn!("{id} cannot be read ({error}): it is opened once more");
                 self.failed = Some(id);

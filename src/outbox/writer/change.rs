@@ -124,13 +124,7 @@ impl Writer {
         view.protected
     }
 
-    fn plan(
-        &self,
-        listed: &Listed,
-        selected: (u64, u64),
-        source: Option<&SourceId>,
-        held: Option<(u64, u64)>,
-    ) -> Plan {
+    fn plan(&self, listed: &Listed, selected: (u64, u64), source: Option<&SourceId>, held: Option<(u64, u64)>) -> Plan {
         let (first, last) = (listed.first_sequence, self.last_of(listed));
         let (committed, is_read, newest) = {
             let view = self.shared.view();

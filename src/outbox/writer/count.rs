@@ -1,25 +1,20 @@
 //! What is in a part of the log, for an owner who is about to change it: from summaries where they tell, else by reading.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
 use crate::outbox::{Cause, Left, Purged};
 use crate::record::{Flags, Kind, SourceId, Stored};
 
-use super::super::block::Decoder;
-use super::super::generation::{Generation, StoreError};
 use super::super::reader::live::Live;
-use super::super::reader::place::{Found, Place};
-use super::super::reader::walk::Shelf;
+use super::super::reader::place::Found;
+use super::super::reader::walk::{Shelf, Trouble, Walk};
 use super::super::view::Listed;
 use super::Writer;
 
 /// Generations that are read to find where the old readings end.
 const AGE_READ_MAX: usize = 4;
-const BUSY_TRIES: u32 = 50;
-const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// Readings of some ranges.
 #[derive(Debug, Default)]
@@ -98,7 +93,7 @@ impl Writer {
         }
         let mut count = Count { was_read: true, ..Count::default() };
         let mut unread = Vec::new();
-        let read = self.read(listed, first, |seen| match seen {
+        let read = self.read((first, last), |seen| match seen {
             Seen::Reading(stored) => {
                 let (sequence, reading) = (stored.sequence.0, &stored.reading);
                 let meant = ranges.iter().any(|(from, to)| *from <= sequence && sequence <= *to)
@@ -108,17 +103,12 @@ impl Writer {
                 if meant {
                     count.add(&stored.source, reading.record_bytes() as u64, reading.received.wall_ns);
                 }
-                sequence < last
             }
-            Seen::Missing(from, to, why) => {
-                unread.push((from, to.min(last), Cause::Unreadable, why));
-                to < last
-            }
+            Seen::Missing(from, to, why) => unread.push((from, to, Cause::Unreadable, why)),
         });
-        match read {
-            Ok(end) if end <= last => unread.push((end, last, Cause::Unreadable, "it ends too early".to_owned())),
-            Ok(_) => {}
-            Err((at, error)) => unread.push((at, last, cause_of(&error), error.to_string())),
+        if let Err((at, trouble)) = read {
+            let (cause, why) = told(trouble);
+            unread.push((at, last, cause, why));
         }
         for (from, to, cause, why) in unread {
             let why = format!("{} cannot be read there: {why}", listed.id);
@@ -142,25 +132,22 @@ impl Writer {
         let mut unknown: Option<Left> = None;
         for listed in generations.iter().skip(whole.map_or(0, |at| at + 1)).take(AGE_READ_MAX) {
             let mut old = None;
-            let read = self.read(listed, listed.first_sequence, |seen| {
-                if let Seen::Reading(stored) = seen {
-                    if self.is_old(stored, age_ns) {
-                        old = Some(stored.sequence.0);
-                    }
-                }
-                true
+            let read = self.read((listed.first_sequence, self.last_of(listed)), |seen| match seen {
+                Seen::Reading(stored) if self.is_old(stored, age_ns) => old = Some(stored.sequence.0),
+                _ => {}
             });
             if let Some(sequence) = old {
                 // What stands before it came before it, whether it can be read or not.
                 (through, unknown) = (sequence, None);
             }
             match read {
-                Ok(_) if old.is_none() => break,
-                Ok(_) => {}
-                Err((at, error)) => {
-                    let why = format!("{} cannot be read ({error}), so how old it is is not known", listed.id);
+                Ok(()) if old.is_none() => break,
+                Ok(()) => {}
+                Err((at, trouble)) => {
+                    let (cause, why) = told(trouble);
+                    let why = format!("{} cannot be read ({why}), so how old it is is not known", listed.id);
                     log::warn!("a purge by age: {why}");
-                    let (from, to, cause) = (at.max(through + 1), self.last_of(listed), cause_of(&error));
+                    let (from, to) = (at.max(through + 1), self.last_of(listed));
                     unknown = Some(match unknown {
                         Some(before) => Left { to, ..before },
                         None => Left { from, to, cause, why },
@@ -186,61 +173,38 @@ impl Writer {
             && u64::try_from(age).is_ok_and(|age| age > age_ns)
     }
 
-    /// Hands what stands in a generation from `from` on to `visit`, as long as it wants more. The sequence after the last one
-    /// that was handed on; beside an error the one that could not be read.
-    pub(super) fn read(
-        &self,
-        listed: &Listed,
-        from: u64,
-        mut visit: impl FnMut(Seen<'_>) -> bool,
-    ) -> Result<u64, (u64, StoreError)> {
-        let mut shelf = Live::new(self.shared.clone());
-        let (sight, mut decoder) = (shelf.sight(), Decoder::default());
-        let end = listed.closed.as_ref().map_or(u64::MAX, |summary| summary.end_index).min(sight.durable_index + 1);
-        let generation = open(&mut shelf, listed).map_err(|error| (from, error))?;
-        let mut place = Place::start(generation, Vec::new());
+    /// Hands what stands in a range on to `visit`; beside an error the sequence where it is.
+    fn read(&self, (from, to): (u64, u64), mut visit: impl FnMut(Seen<'_>)) -> Result<(), (u64, Trouble)> {
+        let mut walk = Walk::new(Live::new(self.shared.clone()));
+        let sight = walk.shelf.sight();
         let mut next = from;
-        loop {
-            let wants_more = match place.find(next, end, &sight, &mut decoder).map_err(|error| (next, error))? {
+        while next <= to {
+            match walk.find(next, &sight).map_err(|trouble| (next, trouble))? {
                 Found::Reading(stored) => {
+                    visit(Seen::Reading(&stored));
                     next += 1;
-                    visit(Seen::Reading(&stored))
                 }
-                Found::Missing(to, why) => {
-                    let from = std::mem::replace(&mut next, to + 1);
-                    visit(Seen::Missing(from, to, why))
+                Found::Missing(end, why) => {
+                    visit(Seen::Missing(next, end.min(to), why));
+                    next = end + 1;
                 }
-                Found::End => false,
-            };
-            if !wants_more {
-                return Ok(next);
+                Found::End => unreachable!("find() goes on to the next generation"),
             }
         }
+        Ok(())
     }
 }
 
-/// What stands in a generation.
-pub(super) enum Seen<'a> {
+/// What stands in the log.
+enum Seen<'a> {
     Reading(&'a Stored),
     /// Nothing that can be read from here to there, inclusive; why.
     Missing(u64, u64, String),
 }
 
-fn cause_of(error: &StoreError) -> Cause {
-    match error {
-        StoreError::Damaged(_) | StoreError::Later(_) | StoreError::OtherSegment => Cause::Unreadable,
-        StoreError::Busy(_) | StoreError::Full(_) | StoreError::Io(_) | StoreError::Closed => Cause::NotNow,
+fn told(trouble: Trouble) -> (Cause, String) {
+    match trouble {
+        Trouble::Damaged(_, why) | Trouble::Later(why) => (Cause::Unreadable, why),
+        Trouble::Store(why) => (Cause::NotNow, why),
     }
-}
-
-/// A database that somebody is just opening is waited for.
-fn open(shelf: &mut Live, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
-    for _ in 0..BUSY_TRIES {
-        let known = shelf.shared().view().generations.iter().find(|known| known.id == listed.id).cloned();
-        match shelf.open(&known.ok_or(StoreError::Closed)?) {
-            Err(StoreError::Busy(_)) => std::thread::sleep(BUSY_WAIT),
-            opened => return opened,
-        }
-    }
-    Err(StoreError::Busy("somebody is opening it".to_owned()))
 }

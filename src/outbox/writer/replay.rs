@@ -1,11 +1,17 @@
 //! Copies delivered readings that are still kept to the tail of the log, a step at a time.
+//!
+//! Opening a database writes to the disk (the rest of a segment, a snapshot), so the one that is being copied stays open from
+//! step to step: one at most, until the replay ends, its generation is removed, or nobody asks for a step any more.
+
+use std::time::{Duration, Instant};
 
 use crate::outbox::{Change, ChangeError, Replayed, Selection, Step};
 use crate::record::{Flags, Incarnation, Kind, Reading, SourceId, Stored};
 
+use super::super::reader::live::Live;
+use super::super::reader::place;
+use super::super::reader::walk::{Shelf, Trouble, Walk};
 use super::super::state::Life;
-use super::super::view::Listed;
-use super::count::Seen;
 use super::queue::Work;
 use super::stop::Stop;
 use super::{SYNC_STALL, Writer};
@@ -14,6 +20,17 @@ use super::{SYNC_STALL, Writer};
 const STEP_BYTES_MAX: u64 = 256 << 10;
 /// Record bytes that one step only looks at.
 const LOOK_BYTES_MAX: u64 = 2 << 20;
+
+/// Who asks for the next step does so at once; one who went away keeps no database open.
+const STEP_WITHIN: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
+
+/// Where a replay stands between two steps.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// It holds no mark: what it has open may be removed, which closes it.
+    walk: Walk<Live>,
+    paused_at: Instant,
+}
 
 /// What a step found.
 #[derive(Default)]
@@ -28,6 +45,21 @@ struct Found {
 impl Writer {
     /// One step of a replay. Nothing may be under way.
     pub(super) fn replay(&mut self, change: &Change) -> Result<Step<Replayed>, ChangeError> {
+        let done = self.replay_step(change);
+        if !done.as_ref().is_ok_and(|step| step.next.is_some() && step.report.stopped.is_none()) {
+            self.replay = None;
+        }
+        done
+    }
+
+    /// Closes what a replay has open of which no step is asked for any more.
+    pub(super) fn end_idle_replay(&mut self) {
+        if self.replay.as_ref().is_some_and(|replay| replay.paused_at.elapsed() >= STEP_WITHIN) {
+            self.replay = None;
+        }
+    }
+
+    fn replay_step(&mut self, change: &Change) -> Result<Step<Replayed>, ChangeError> {
         debug_assert!(self.flights.is_empty());
         self.shared.progress.phase("copying", SYNC_STALL);
         let selection = &change.selection;
@@ -65,68 +97,71 @@ impl Writer {
     }
 
     /// What one step is about: from `from` on, as much as its bounds allow.
-    fn look(&self, (from, to): (u64, u64), change: &Change) -> Result<Found, ChangeError> {
+    fn look(&mut self, range: (u64, u64), change: &Change) -> Result<Found, ChangeError> {
+        let mut walk = match self.replay.take() {
+            Some(replay) => replay.walk,
+            None => Walk::new(Live::new(self.shared.clone())),
+        };
+        let found = self.look_by(&mut walk, range, change);
+        walk.pause();
+        self.replay = Some(Replay { walk, paused_at: Instant::now() });
+        found
+    }
+
+    fn look_by(&self, walk: &mut Walk<Live>, (from, to): (u64, u64), change: &Change) -> Result<Found, ChangeError> {
         let mut found = Found::default();
         (found.report.dry_run, found.report.from, found.report.reached) = (change.dry_run, from, to);
-        for listed in self.within(from, to) {
-            if !self.look_in(&listed, (from, to), change, &mut found)? {
+        let lives = self.shared.state().state.lives.clone();
+        let (agent, dry_run) = (self.shared.state().state.agent.clone(), change.dry_run);
+        let bytes_max = if dry_run { LOOK_BYTES_MAX } else { STEP_BYTES_MAX };
+        let mut density = Density::default();
+        let sight = walk.shelf.sight();
+        let mut next = from;
+        while next <= to {
+            let stored = match walk.find(next, &sight).map_err(refused)? {
+                place::Found::Reading(stored) => *stored,
+                place::Found::Missing(end, _) => {
+                    next = end + 1;
+                    continue;
+                }
+                place::Found::End => unreachable!("find() goes on to the next generation"),
+            };
+            let bytes = stored.reading.record_bytes() as u64;
+            if found.looked_bytes + bytes > bytes_max && found.seen > 0 {
+                found.report.reached = next - 1;
+                walk.keep(stored);
                 break;
             }
+            found.looked_bytes += bytes;
+            found.seen += 1;
+            match self.wanted(&stored, &change.selection, &lives, &mut found.report) {
+                Wanted::Not => {}
+                Wanted::Gone => found.seen -= 1,
+                Wanted::Of(life) => {
+                    if density.through < next {
+                        density = self.density_at(next);
+                    }
+                    found.report.count(&stored.source, bytes, density.on_disk(bytes));
+                    if !dry_run {
+                        found.copies.push((next, stored.source.clone(), copy_of(&stored, &agent, life)));
+                    }
+                }
+            }
+            next += 1;
         }
         found.report.missing = found.report.reached - from + 1 - found.seen;
         Ok(found)
     }
 
-    /// Takes what is wanted of one generation; whether the step goes on with the next one.
-    fn look_in(
-        &self,
-        listed: &Listed,
-        (from, to): (u64, u64),
-        change: &Change,
-        found: &mut Found,
-    ) -> Result<bool, ChangeError> {
-        let lives = self.shared.state().state.lives.clone();
-        let (agent, dry_run) = (self.shared.state().state.agent.clone(), change.dry_run);
-        let on_disk = |bytes: u64| match &listed.closed {
-            Some(summary) if summary.record_bytes > 0 => bytes * listed.disk_bytes / summary.record_bytes + 1,
-            _ => bytes,
-        };
-        let mut go_on = true;
-        let read = self.read(listed, from.max(listed.first_sequence), |seen| {
-            // What is missing is counted by what was seen.
-            let Seen::Reading(stored) = seen else { return true };
-            let sequence = stored.sequence.0;
-            if sequence > to {
-                return false;
-            }
-            let bytes = stored.reading.record_bytes() as u64;
-            let full = found.looked_bytes + bytes > if dry_run { LOOK_BYTES_MAX } else { STEP_BYTES_MAX };
-            if full && found.seen > 0 {
-                found.report.reached = sequence - 1;
-                go_on = false;
-                return false;
-            }
-            found.looked_bytes += bytes;
-            found.seen += 1;
-            match self.wanted(stored, &change.selection, &lives, &mut found.report) {
-                Wanted::Not => {}
-                Wanted::Gone => found.seen -= 1,
-                Wanted::Of(life) => {
-                    found.report.count(&stored.source, bytes, on_disk(bytes));
-                    if !dry_run {
-                        found.copies.push((sequence, stored.source.clone(), copy_of(stored, &agent, life)));
-                    }
-                }
-            }
-            true
-        });
-        match read {
-            Ok(_) => Ok(go_on),
-            Err((_, error)) => Err(ChangeError::Refused(format!(
-                "{} cannot be read ({error}): look at it with `fieldpost outbox verify`, or leave it out with --from and --to",
-                listed.id
-            ))),
-        }
+    fn density_at(&self, sequence: u64) -> Density {
+        let view = self.shared.view();
+        let listed = view.generations.iter().rev().find(|listed| listed.holds(sequence));
+        let closed = listed.and_then(|listed| listed.closed.as_ref().map(|summary| (listed.disk_bytes, summary)));
+        closed.map_or(Density::default(), |(disk_bytes, summary)| Density {
+            through: summary.end_sequence - 1,
+            disk_bytes,
+            record_bytes: summary.record_bytes,
+        })
     }
 
     fn wanted(&self, stored: &Stored, selection: &Selection, lives: &[Life], report: &mut Replayed) -> Wanted {
@@ -191,6 +226,32 @@ impl Writer {
             self.insert_ready()?;
         }
         self.finish_group()
+    }
+}
+
+fn refused(trouble: Trouble) -> ChangeError {
+    let why = match trouble {
+        Trouble::Damaged(id, why) => format!("{id} cannot be read ({why})"),
+        Trouble::Later(why) | Trouble::Store(why) => why,
+    };
+    ChangeError::Refused(format!(
+        "{why}: look at it with `fieldpost outbox verify`, or leave it out with --from and --to"
+    ))
+}
+
+/// What readings take on disk in one generation.
+#[derive(Default)]
+struct Density {
+    /// Its last sequence.
+    through: u64,
+    disk_bytes: u64,
+    record_bytes: u64,
+}
+
+impl Density {
+    /// Estimated; as they are where that is not known.
+    fn on_disk(&self, bytes: u64) -> u64 {
+        (bytes * self.disk_bytes).checked_div(self.record_bytes).map_or(bytes, |part| part + 1)
     }
 }
 
