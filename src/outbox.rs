@@ -176,7 +176,8 @@ pub struct Appender {
 
 impl Appender {
     /// Hands arrivals over; never blocks (the bound is in the permits they carry). Answers come in order through the
-    /// receiver made with this appender. After the outbox is closed submissions are dropped unanswered.
+    /// receiver made with this appender. It ends when the outbox is closed or has failed for good; submissions are
+    /// then dropped unanswered.
     pub fn submit(&self, arrivals: Vec<Arrival>) {
         self.send(Command::Submit(self.source.clone(), arrivals));
     }
@@ -361,7 +362,8 @@ impl Outbox {
         // Bounded by what was submitted, which holds permits until it is answered; an answer is small.
         #[allow(clippy::disallowed_methods)]
         let (answers, receiver) = mpsc::unbounded_channel();
-        let source = Arc::new(writer::Source { id: source.clone(), answers });
+        let source = Arc::new(writer::Source::new(source.clone(), answers));
+        self.shared.sources.add(&source);
         (Appender { source, commands: self.commands.clone() }, receiver)
     }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use tokio::sync::mpsc::error::TryRecvError;
+
 use super::testing::reading_of;
 use super::tests::*;
 use super::*;
@@ -141,5 +143,33 @@ fn damage_that_cannot_be_noted_now_is_told_to_the_reader_at_once() {
     };
     let told = holes(&items);
     assert_eq!((told[0].0, told[0].1, &*told[0].2), (1, first.end_sequence() - 1, "damage"));
+    rig.close();
+}
+
+#[test]
+fn when_the_writer_dies_everybody_learns_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    rig.append_all(&many(1, 10, 100));
+    let (other, mut answers) = rig.outbox.appender(&"other".into());
+    fail_next(dir.path(), "fault-insert", "panic");
+    rig.submit(many(11, 1, 100), None);
+    let ended = |answers: &mut mpsc::UnboundedReceiver<Answer>, who: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !matches!(answers.try_recv(), Err(TryRecvError::Disconnected)) {
+            assert!(Instant::now() < deadline, "{who}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    ended(&mut rig.answers, "who waits for an answer");
+    ended(&mut answers, "who waits for none");
+    ended(&mut rig.outbox.appender(&"third".into()).1, "who comes later");
+    wait_until("the state says so", || rig.outbox.status().state.starts_with("failing"));
+    rig.submit(many(12, 1, 100), None);
+    other.control(Control::SessionCleared);
+    assert!(rig.outbox.sync_position().is_err());
+    let far = Instant::now() + Duration::from_secs(600);
+    rig.outbox.wait_durable(Sequence(10), far);
+    assert!(Instant::now() < far, "who waits for readings");
     rig.close();
 }

@@ -247,6 +247,7 @@ impl Generation {
     fn fault(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path.with_file_name(name);
         let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        assert!(text != "panic", "a fault of the writer's own");
         if text == "always full" {
             return Err(StoreError::Full(text));
         }

@@ -23,7 +23,7 @@ use super::purge::Purges;
 use super::state::StateFile;
 use super::summary::Summary;
 use super::wear::{self, Counts, Wear};
-use super::writer::Command;
+use super::writer::{Command, Sources};
 
 pub(super) use marks::{Mark, Marks};
 
@@ -121,6 +121,7 @@ pub(super) struct Shared {
     /// Held while a reader opens a database. What one opening clears away another may be just writing.
     opening: Mutex<()>,
     terms: Mutex<BTreeMap<SourceId, Terms>>,
+    pub(super) sources: Sources,
     /// A wake-up for the writer is in its channel.
     nudged: AtomicBool,
 }
@@ -204,6 +205,7 @@ impl Shared {
             held,
             opening: Mutex::new(()),
             terms: Mutex::default(),
+            sources: Sources::default(),
             nudged: AtomicBool::new(false),
         }
     }

@@ -24,6 +24,7 @@ mod reserve;
 mod room;
 mod rotate;
 mod schedule;
+mod source;
 mod stop;
 mod tail;
 
@@ -49,8 +50,8 @@ use super::recovery::Opened;
 use super::summary::Summary;
 use super::view::Shared;
 
-pub(super) use queue::Source;
 pub(super) use schedule::gather;
+pub(super) use source::{Source, Sources};
 
 use door::Door;
 use flights::Flights;
@@ -408,6 +409,7 @@ struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
+        self.0.sources.end();
         if std::thread::panicking() {
             log::error!("the outbox writer died of a fault of its own: nothing is stored any more, restart the daemon");
             self.0.progress.phase("dead", Duration::ZERO);

@@ -12,7 +12,8 @@ use super::super::generation::unsynced_bytes_max;
 use super::super::reading::PacketMark;
 use super::super::recovery::LIMIT_STEP;
 use super::flights::{Flight, UNSETTLED};
-use super::queue::{Source, Work};
+use super::queue::Work;
+use super::source::Source;
 use super::stop::Stop;
 use super::{Current, SYNC_STALL, Writer};
 
@@ -280,7 +281,7 @@ impl Writer {
         }
         self.publish_durable(newest);
         for (source, answer) in answers {
-            if source.answers.send(answer).is_err() {
+            if !source.answer(answer) {
                 log::debug!(
                     "source {} is gone: what it sent is stored, it will be acknowledged as a redelivery",
                     source.id

@@ -4,21 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc::UnboundedSender;
-
-use crate::outbox::{Answer, Arrival, Control};
+use crate::outbox::{Arrival, Control};
 use crate::record::{Reading, SourceId};
 
 use super::super::entry::{Refusal, Why};
 use super::super::note::Note;
 use super::super::purge::Purge;
-
-/// One source, as the writer knows it.
-#[derive(Debug)]
-pub(in crate::outbox) struct Source {
-    pub(in crate::outbox) id: SourceId,
-    pub(in crate::outbox) answers: UnboundedSender<Answer>,
-}
+use super::source::Source;
 
 /// Something to be written.
 #[derive(Debug)]
