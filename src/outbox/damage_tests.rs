@@ -220,6 +220,51 @@ fn an_exchange_that_was_cut_short_is_finished_by_the_next_start() {
 }
 
 #[test]
+fn damaged_generations_are_kept_up_to_a_cap_the_newest_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let max = ByteSize::mib(8);
+    let cap = Sizes::of(max.0).damaged_bytes_max;
+    let damaged = dir.path().join("outbox/damaged");
+    let names = || {
+        let entries = fs::read_dir(&damaged).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mut newest = String::new();
+    for round in 0..5 {
+        let mut rig = Rig::open_with(dir.path(), options(max));
+        rig.append_all(&(1..=200).map(|n| reading_of(n, 8000, true)).collect::<Vec<_>>());
+        rig.close();
+        let first = databases(dir.path())[0].clone();
+        // Its first half is gone.
+        overwrite(&first.join("db"), 0, &vec![0xee; fs::metadata(first.join("db")).unwrap().len() as usize / 2]);
+        let rig = Rig::open_with(dir.path(), options(max));
+        read_all(&mut rig.outbox.reader(), rig.outbox.positions().committed.0);
+        assert!(rig.outbox.status().damaged > 0, "round {round}");
+        newest = newest.max(first.file_name().unwrap().to_str().unwrap().to_owned());
+        assert!(directory::disk_bytes(&damaged) <= cap, "round {round}: {:?}", names());
+        assert!(names().contains(&newest), "round {round}: {newest} of {:?}", names());
+        trim(&rig.outbox, rig.outbox.positions().durable.0);
+        let outbox = dir.path().join("outbox");
+        wait_until("all is trimmed", || generations(dir.path()) == 1);
+        rig.outbox.sync_position().unwrap();
+        let all = directory::disk_bytes(&outbox);
+        assert!(rig.outbox.status().bytes >= all - (64 << 10), "damaged/ counts: {all} {:?}", rig.outbox.status());
+        rig.close();
+    }
+    // Also after a start: somebody may have lowered the cap, and what others put there stays.
+    copy_tree(&damaged.join(&newest), &damaged.join("g00000000000000000000-00000000"));
+    copy_tree(&damaged.join(&newest), &damaged.join(format!("{newest}.1")));
+    fs::write(damaged.join("a copy.tar"), [1; 5000]).unwrap();
+    Rig::open_with(dir.path(), options(max)).close();
+    assert!(directory::disk_bytes(&damaged) <= cap);
+    let names = names();
+    assert!(names.contains(&"a copy.tar".to_owned()) && names.contains(&format!("{newest}.1")), "{names:?}");
+    assert!(!names.contains(&"g00000000000000000000-00000000".to_owned()), "the oldest goes first: {names:?}");
+}
+
+#[test]
 fn kills_at_the_first_start_are_no_damage() {
     // What there is after each step of the first opening: no file, an empty `pos`, its origin, `state`.
     let dir = tempfile::tempdir().unwrap();

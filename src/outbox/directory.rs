@@ -236,18 +236,22 @@ impl Directory {
         Ok(to)
     }
 
-    fn trim_damaged(&self, cap: u64) -> io::Result<()> {
-        let mut kept: Vec<_> = fs::read_dir(self.damaged())?.collect::<Result<_, _>>()?;
-        kept.sort_unstable_by_key(fs::DirEntry::file_name);
-        let mut total: u64 = kept.iter().map(|entry| disk_bytes(&entry.path())).sum();
-        // The newest always stays: it is what somebody may want to look at.
-        for entry in kept.iter().take(kept.len().saturating_sub(1)) {
+    /// Keeps `damaged/` at or below `cap` bytes: the oldest generations go first. Nothing else in it is removed.
+    pub(super) fn trim_damaged(&self, cap: u64) -> io::Result<()> {
+        let mut total = disk_bytes(&self.damaged());
+        let mut kept: Vec<_> = children(&self.damaged()).collect();
+        kept.sort_unstable();
+        for path in kept {
             if total <= cap {
                 break;
             }
-            total = total.saturating_sub(disk_bytes(&entry.path()));
-            log::warn!("removing {}: damaged/ is above its cap of {cap} bytes", entry.path().display());
-            remove_all(&entry.path())?;
+            let id = name_of(&path).and_then(|name| GenerationId::parse(name.split('.').next()?));
+            if id.is_some() {
+                let bytes = disk_bytes(&path);
+                log::warn!("removing {} ({bytes} bytes): damaged/ is above its cap of {cap} bytes", path.display());
+                remove_all(&path)?;
+                total = total.saturating_sub(bytes);
+            }
         }
         Ok(())
     }

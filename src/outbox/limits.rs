@@ -178,13 +178,15 @@ impl Sizes {
     pub(super) fn of(max_bytes: u64) -> Self {
         let part = max_bytes / 16;
         let segment_bytes = SEGMENT_BYTES[usize::from(max_bytes < SMALL_BELOW_BYTES)];
+        let generation_raw_bytes = part.clamp(GENERATION_RAW_BYTES_MIN, GENERATION_RAW_BYTES_MAX);
         Self {
             max_bytes,
-            generation_raw_bytes: part.clamp(GENERATION_RAW_BYTES_MIN, GENERATION_RAW_BYTES_MAX),
+            generation_raw_bytes,
             group_raw_bytes: (max_bytes / 64).min(GROUP_RAW_BYTES_MAX),
             reserve_bytes: part.clamp(segment_bytes as u64 + RESERVE_BESIDE_BYTES, RESERVE_BYTES_MAX),
             segment_bytes,
-            damaged_bytes_max: part,
+            // One generation that does not compress must fit, filled up to a whole segment.
+            damaged_bytes_max: part.max(generation_raw_bytes + generation_raw_bytes / 8 + segment_bytes as u64),
         }
     }
 

@@ -179,6 +179,9 @@ impl Writer {
         for id in opened.set_aside {
             writer.move_aside(id);
         }
+        if let Err(error) = writer.directory.trim_damaged(writer.sizes.damaged_bytes_max) {
+            log::warn!("cannot bring damaged/ below its cap ({error}); it counts in max_bytes");
+        }
         writer.measure_damaged();
         writer.find_reserve();
         writer.publish_memory();

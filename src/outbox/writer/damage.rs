@@ -14,8 +14,10 @@ use super::{SYNC_STALL, Writer};
 enum Rebuilt {
     /// What is whole can be read.
     Done,
-    /// There is nothing, or nothing more, to be had.
+    /// There is nothing more to be had.
     Nothing,
+    /// No block of it is whole.
+    Empty,
     /// No room, or the file system says no: another try may do.
     NotNow,
 }
@@ -28,7 +30,7 @@ impl Writer {
         let over = match self.rebuild(id) {
             Rebuilt::Done => true,
             Rebuilt::NotNow => false,
-            Rebuilt::Nothing => self.note_and_move(id),
+            Rebuilt::Nothing | Rebuilt::Empty => self.note_and_move(id),
         };
         if done.send(over).is_err() {
             log::debug!("nobody waits for {id} any more");
@@ -52,10 +54,11 @@ impl Writer {
             let view = self.shared.view();
             view.generations.iter().rev().find(|listed| listed.holds(note.from)).map(|listed| listed.id)
         };
-        let over = match holder.map_or(Rebuilt::Nothing, |id| self.rebuild(id)) {
-            Rebuilt::Done => true,
-            Rebuilt::NotNow => false,
-            Rebuilt::Nothing => {
+        let over = match holder.map(|id| (id, self.rebuild(id))) {
+            Some((_, Rebuilt::Done)) => true,
+            Some((_, Rebuilt::NotNow)) => false,
+            Some((id, Rebuilt::Empty)) => self.note_and_move(id),
+            None | Some((_, Rebuilt::Nothing)) => {
                 self.queue.push_front(Work::Note(Box::new(note)));
                 self.write_front_notes(1)
             }
@@ -96,7 +99,8 @@ impl Writer {
         let bytes = self.directory.generation_bytes(id);
         let rebuilt = match &made {
             Ok(Some(_)) => Rebuilt::Done,
-            Ok(None) | Err(StoreError::Damaged(_)) => Rebuilt::Nothing,
+            Ok(None) => Rebuilt::Empty,
+            Err(StoreError::Damaged(_)) => Rebuilt::Nothing,
             Err(_) => Rebuilt::NotNow,
         };
         if rebuilt != Rebuilt::NotNow {
