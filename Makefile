@@ -59,7 +59,7 @@ bench: setup
 	@$(LOCKED) cargo bench --locked
 
 bench-outbox: setup
-	@$(LOCKED) cargo bench --locked --bench outbox --features bench
+	@$(LOCKED) cargo bench --locked --bench outbox
 
 clean:
 	rm -rf $(CACHE)/target-* $(CACHE)/kafka-* $(CACHE)/tools $(CACHE)/arm target

@@ -35,14 +35,7 @@ impl Committed {
         Self { incarnation, upto }
     }
 
-    /// For a benchmark that has no Kafka and drains into nothing.
-    #[cfg(feature = "bench")]
-    #[doc(hidden)]
-    pub fn for_bench(incarnation: Incarnation, upto: Sequence) -> Self {
-        Self { incarnation, upto }
-    }
-
-    /// For tests outside this crate that play Kafka (`tests/power_loss`); the program never calls it.
+    /// For tests and benchmarks outside this crate that play Kafka; the program never calls it.
     #[doc(hidden)]
     pub fn in_test(incarnation: Incarnation, upto: Sequence) -> Self {
         Self { incarnation, upto }

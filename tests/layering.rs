@@ -49,7 +49,7 @@ const IMPURE: &[&str] =
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("Durable::after_sync(", &["outbox/writer", "promise"], "only the writer knows that a sync returned"),
     ("Committed::by_kafka(", &["delivery/kafka", "promise"], "only the Kafka sink knows what is committed"),
-    ("Committed::in_test(", &["promise"], "only tests play Kafka"),
+    ("Committed::in_test(", &["promise"], "only tests and benchmarks play Kafka"),
     ("sled::", &["outbox/generation"], "the store has one owner"),
     ("rumqttc", &["intake/mqtt"], "the MQTT client has one owner"),
     ("tokio_serial", &["intake/serial"], "the serial port has one owner"),

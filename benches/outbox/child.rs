@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fieldpost::metrics::OutboxMetrics;
+use fieldpost::promise::Committed;
 use fieldpost::record::Reading;
 use serde::{Deserialize, Serialize};
 
@@ -390,27 +391,22 @@ fn disk(readings: u64, bytes: usize) -> Figures {
     (0..readings / FILL_GROUP).for_each(|n| source.append(group_of(&pool, n * FILL_GROUP, FILL_GROUP)));
     let generations = outbox.look().inspect().expect("it can be looked at");
     let of_one = generations.generations.iter().map(|generation| generation.bytes).max().unwrap_or(0);
-    let found = figures([
+    let mut found = figures([
         ("disk bytes", machine::disk_bytes(directory.path()) as f64),
         ("encoded bytes", metrics.written_bytes.get() as f64),
         ("payload bytes", (readings * bytes as u64) as f64),
         ("bytes of a generation", of_one as f64),
     ]);
-    #[cfg(feature = "bench")]
-    let found = {
-        let mut found = found;
-        let mut drain = DrainSide::new(&outbox);
-        while drain.read() > 0 {}
-        outbox.trim_through(fieldpost::promise::Committed::for_bench(outbox.identity().incarnation, drain.after));
-        drop(drain);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let left = || outbox.look().inspect().expect("it can be looked at").generations;
-        while left().len() > 1 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        found.insert("bytes after drain".to_owned(), machine::disk_bytes(directory.path()) as f64);
-        found
-    };
+    let mut drain = DrainSide::new(&outbox);
+    while drain.read() > 0 {}
+    outbox.trim_through(Committed::in_test(outbox.identity().incarnation, drain.after));
+    drop(drain);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let left = || outbox.look().inspect().expect("it can be looked at").generations;
+    while left().len() > 1 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    found.insert("bytes after drain".to_owned(), machine::disk_bytes(directory.path()) as f64);
     outbox.close(Duration::from_secs(60));
     found
 }
