@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 
 use super::wire::NUMBERS_END;
 
+/// What a generation held, in its directory below `damaged/`.
+const KEPT_SUMMARY: &str = "end";
+
 /// A generation that is rebuilt and about to take its place.
 const NEXT: &str = "next-";
 
@@ -83,6 +86,11 @@ impl Directory {
 
     pub(super) fn summary(&self, id: GenerationId) -> PathBuf {
         self.path.join(format!("{id}.end"))
+    }
+
+    /// The summary of a generation that was set aside, if it was kept.
+    pub(super) fn kept_summary(set_aside: &Path) -> PathBuf {
+        set_aside.join(KEPT_SUMMARY)
     }
 
     /// Bytes on disk of a generation with its marks.
@@ -160,11 +168,24 @@ impl Directory {
     pub(super) fn set_aside(&self, id: GenerationId, cap: u64) -> io::Result<PathBuf> {
         let to = self.free_damaged(id)?;
         fs::rename(self.generation(id), &to)?;
+        self.keep_summary(id, &to);
         self.remove_marks(id)?;
         sync_directory(&self.damaged())?;
         sync_directory(&self.path)?;
         self.trim_damaged(cap)?;
         Ok(to)
+    }
+
+    /// What a closed generation held goes with it: whoever recovers what is in it learns what is missing. Nothing but that
+    /// needs it, so a failure is no more than a pity.
+    fn keep_summary(&self, id: GenerationId, set_aside: &Path) {
+        let kept = fs::read(self.summary(id)).and_then(|bytes| fs::write(Self::kept_summary(set_aside), bytes));
+        match kept {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::debug!("what {id} held is not kept beside it: {error}");
+            }
+            _ => {}
+        }
     }
 
     /// Where a generation is rebuilt; swept at the next start until it is done.
@@ -193,6 +214,7 @@ impl Directory {
                 return Err(error);
             }
         };
+        self.keep_summary(id, &to);
         // From here on the rebuilt one is the generation: what fails is told, and finished by the next start.
         let tell = |what: &str, result: io::Result<()>| {
             if let Err(error) = result {

@@ -107,7 +107,8 @@ impl Place {
         let Some(holder) = full.parent() else { return Bounds::default() };
         let is_aside = holder.file_name().is_some_and(|name| name == "damaged");
         let outbox = Directory::new(if is_aside { holder.parent().unwrap_or(holder) } else { holder }.to_owned());
-        let own = Summary::read(&outbox.summary(self.id)).filter(|_| !is_aside);
+        let own = if is_aside { Directory::kept_summary(&full) } else { outbox.summary(self.id) };
+        let own = Summary::read(&own);
         if let Some(own) = own {
             return Bounds { first: Some(own.first_sequence), end: Some(own.end_sequence) };
         }
