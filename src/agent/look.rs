@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::outbox::look::{Line, Out, Wanted};
+use crate::outbox::look::{Fault, Line, Out, Wanted};
 use crate::outbox::{Look, LookError, Outbox};
 
 /// As many may look at once. Each takes a thread and some memory of a small machine.
@@ -59,8 +59,16 @@ async fn inspect(State(looks): State<Looks>) -> Response {
     });
     match inspection.await {
         Ok(Ok(inspection)) => axum::Json(inspection).into_response(),
-        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+        Ok(Err(error)) => (status_of(error.fault()), format!("{error}\n")).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn status_of(fault: Fault) -> StatusCode {
+    match fault {
+        Fault::Foreign => StatusCode::NOT_IMPLEMENTED,
+        Fault::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        Fault::InputOutput => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -97,7 +105,7 @@ fn stream(
             Ok(()) => Ok(()),
             // Whoever asked is gone.
             Err(LookError::Output(_)) => return,
-            Err(error) => chunks.line(&Line::Error(error.to_string()).to_json()),
+            Err(error) => chunks.line(&Line::of_error(&error).to_json()),
         };
         if told.and_then(|()| chunks.send()).is_err() {
             log::debug!("whoever looked into the outbox is gone");

@@ -17,6 +17,7 @@ mod verify;
 use clap::Subcommand;
 
 use super::{Exit, Failure};
+use crate::outbox::look::Fault;
 use crate::outbox::{LookError, look};
 
 /// Look into the outbox, and change it
@@ -69,13 +70,16 @@ fn keep_the_store_quiet() {
 
 impl From<LookError> for Failure {
     fn from(error: LookError) -> Self {
-        let exit = match &error {
-            LookError::InUse(_) => Exit::TryAgain,
-            LookError::Foreign(_) => Exit::Configuration,
-            LookError::Nothing(_) | LookError::Io { .. } | LookError::Store(_) | LookError::Output(_) => {
-                Exit::InputOutput
-            }
-        };
-        Self::new(exit, error.to_string())
+        Self::new(error.fault().into(), error.to_string())
+    }
+}
+
+impl From<Fault> for Exit {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Foreign => Self::Configuration,
+            Fault::Busy => Self::TryAgain,
+            Fault::InputOutput => Self::InputOutput,
+        }
     }
 }

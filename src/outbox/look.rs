@@ -22,7 +22,10 @@ mod verify;
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 pub use export::{Exported, Wanted};
+pub use files::running;
 pub(in crate::outbox) use inspect::Counts;
 pub use inspect::{InspectedGeneration, InspectedNote, InspectedRefusal, InspectedSource, Inspection};
 pub use line::{GapLine, Line};
@@ -54,7 +57,10 @@ pub enum LookError {
         /// Why.
         source: io::Error,
     },
-    /// The store cannot be read now; another try may do.
+    /// It cannot be looked at now; another try may do.
+    #[error("cannot look into the outbox now: {0}")]
+    Busy(String),
+    /// The store cannot be read.
     #[error("cannot read the outbox: {0}")]
     Store(String),
     /// Whoever takes the lines does not take them any more.
@@ -62,18 +68,31 @@ pub enum LookError {
     Output(io::Error),
 }
 
+/// What went wrong, for whoever has to act on it: the same beside a daemon, which sends it, as without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// Of another program or version: no further try helps.
+    Foreign,
+    /// Busy: try again.
+    Busy,
+    /// The medium, the file system, or the store.
+    InputOutput,
+}
+
 impl LookError {
+    /// What went wrong, in one word.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Foreign(_) => Fault::Foreign,
+            Self::InUse(_) | Self::Busy(_) => Fault::Busy,
+            Self::Nothing(_) | Self::Io { .. } | Self::Store(_) | Self::Output(_) => Fault::InputOutput,
+        }
+    }
+
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.display().to_string();
         move |source| Self::Io { what, path, source }
-    }
-}
-
-/// The agent whose state directory this is, if its `state` can be read.
-pub fn agent_of(state_dir: &Path) -> Option<String> {
-    match super::state::read(&state_dir.join("outbox/state")) {
-        Ok(super::state::Loaded::State(state)) => Some(state.agent),
-        _ => None,
     }
 }
 

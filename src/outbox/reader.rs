@@ -124,7 +124,9 @@ impl Reader {
         loop {
             match self.walk.find(next, sight) {
                 Ok(found) => return Ok(found),
-                Err(Trouble::Store(text) | Trouble::Later(text)) => return Err(ReadError::Store(text)),
+                Err(Trouble::Busy(text) | Trouble::Store(text) | Trouble::Later(text)) => {
+                    return Err(ReadError::Store(text));
+                }
                 Err(Trouble::Damaged(id, why)) => {
                     self.walk.rest();
                     let gone = self.ask(|done| Command::SetAside(id, why, done))?;

@@ -5,19 +5,30 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::{Exit, Failure};
-use crate::outbox::Inspection;
-use crate::outbox::look::Line;
+use serde::de::DeserializeOwned;
 
-/// A card may stall for long while a generation is read.
+use super::super::{Exit, Failure};
+use crate::outbox::look::Line;
+use crate::outbox::{Change, Inspection, Purged, Replayed, Step};
+
+/// A card may stall for long: while a generation is read, or in a sync.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// No line is longer, in bytes: a record of 64 MiB as Base64 is far below.
 const LINE_BYTES_MAX: u64 = 256 << 20;
+/// No line of a head is longer, and no text of an error.
+const TEXT_BYTES_MAX: u64 = 1 << 16;
 
 /// A daemon that answers.
 #[derive(Debug)]
 pub(super) struct Daemon {
     socket: PathBuf,
+}
+
+/// An answer whose head is read.
+struct Answer {
+    body: BufReader<UnixStream>,
+    /// Of the body in bytes, if the daemon said so.
+    len: Option<u64>,
 }
 
 impl Daemon {
@@ -26,9 +37,17 @@ impl Daemon {
     }
 
     pub(super) fn inspect(&self) -> Result<Inspection, Failure> {
-        let mut text = String::new();
-        self.get("/outbox/inspect", &[])?.read_to_string(&mut text).map_err(|error| self.broken(&error))?;
-        serde_json::from_str(&text).map_err(|error| self.broken(&io::Error::other(error)))
+        self.value(self.get("/outbox/inspect", &[])?)
+    }
+
+    /// One step of a purge.
+    pub(super) fn purge(&self, change: &Change) -> Result<Step<Purged>, Failure> {
+        self.value(self.post("/outbox/purge", change)?)
+    }
+
+    /// One step of a replay.
+    pub(super) fn replay(&self, change: &Change) -> Result<Step<Replayed>, Failure> {
+        self.value(self.post("/outbox/replay", change)?)
     }
 
     /// Hands each line of an answer on. Whoever takes them says when the answer was whole.
@@ -38,65 +57,103 @@ impl Daemon {
         pairs: &[(&str, String)],
         mut take: impl FnMut(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut answer = self.get(path, pairs)?;
-        let mut line = Vec::new();
+        let mut answer = self.get(path, pairs)?.body;
+        let mut bytes = Vec::new();
         loop {
-            line.clear();
-            let len = answer.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+            bytes.clear();
+            let len = answer.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
             if len.map_err(|error| self.broken(&error))? == 0 {
                 return Ok(());
             }
-            let text = std::str::from_utf8(&line).map_err(|error| self.broken(&io::Error::other(error)))?;
+            let text = std::str::from_utf8(&bytes).map_err(|error| self.broken(&io::Error::other(error)))?;
             let text = text.strip_suffix('\n').ok_or_else(|| self.broken(&io::ErrorKind::UnexpectedEof.into()))?;
-            if let Ok(Some(Line::Error(text))) = Line::read(text) {
-                return Err(Failure::new(Exit::InputOutput, format!("the daemon says: {text}")));
+            if let Ok(Some(Line::Error { fault, text })) = Line::read(text) {
+                return Err(Failure::new(fault.into(), format!("the daemon says: {}", text)));
             }
             take(text)?;
         }
     }
 
-    fn get(&self, path: &str, pairs: &[(&str, String)]) -> Result<BufReader<UnixStream>, Failure> {
+    fn get(&self, path: &str, pairs: &[(&str, String)]) -> Result<Answer, Failure> {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(pairs);
         let query = query.finish();
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
-        let mut answer = self.exchange(&target).map_err(|error| self.broken(&error))?;
-        let (code, mut line) = (read_line(&mut answer), String::from("-"));
-        while !line.is_empty() {
-            line = read_line(&mut answer).map_err(|error| self.broken(&error))?;
-        }
-        let code = code.map_err(|error| self.broken(&error))?;
-        match code.split(' ').nth(1) {
-            Some("200") => Ok(answer),
-            Some("404") => Err(Failure::new(
-                Exit::Unavailable,
-                "the daemon that runs is of a version that cannot be asked this: restart it, or stop it and try again",
-            )),
-            code => {
-                let mut text = String::new();
-                answer.take(1 << 16).read_to_string(&mut text).map_err(|error| self.broken(&error))?;
-                let exit = if code == Some("503") { Exit::TryAgain } else { Exit::Failed };
-                Err(Failure::new(exit, format!("the daemon says: {}", text.trim())))
-            }
-        }
+        self.ask(&format!("GET {target} HTTP/1.0\r\nHost: fieldpost\r\n\r\n"))
     }
 
-    fn exchange(&self, target: &str) -> io::Result<BufReader<UnixStream>> {
+    fn post(&self, path: &str, change: &Change) -> Result<Answer, Failure> {
+        let body = serde_json::to_string(change).map_err(|error| self.broken(&error.into()))?;
+        let head = format!("POST {path} HTTP/1.0\r\nHost: fieldpost\r\nContent-Type: application/json\r\n");
+        self.ask(&format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
+    }
+
+    /// The answer, if it is not a refusal.
+    fn ask(&self, question: &str) -> Result<Answer, Failure> {
+        let (code, answer) = self.exchange(question).map_err(|error| self.broken(&error))?;
+        let exit = match code {
+            200 => return Ok(answer),
+            404 => {
+                let text = "the daemon that runs is of a version that cannot be asked this: restart it, or stop it and try again";
+                return Err(Failure::new(Exit::Unavailable, text));
+            }
+            400 | 422 => Exit::Usage,
+            500 => Exit::InputOutput,
+            501 => Exit::Configuration,
+            503 => Exit::TryAgain,
+            _ => Exit::Failed,
+        };
+        let mut text = String::new();
+        answer.body.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(|error| self.broken(&error))?;
+        Err(Failure::new(exit, format!("the daemon says: {}", text.trim())))
+    }
+
+    fn exchange(&self, question: &str) -> io::Result<(u16, Answer)> {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {target} HTTP/1.0\r\nHost: fieldpost\r\n\r\n")?;
-        Ok(BufReader::with_capacity(64 * 1024, stream))
+        stream.write_all(question.as_bytes())?;
+        let mut body = BufReader::with_capacity(64 * 1024, stream);
+        let first = read_line(&mut body)?;
+        let mut len = None;
+        loop {
+            let line = read_line(&mut body)?.to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(text) = line.strip_prefix("content-length:") {
+                len = text.trim().parse().ok();
+            }
+        }
+        let code = first.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let code = code.ok_or_else(|| io::Error::other("its answer is none of a daemon"))?;
+        Ok((code, Answer { body, len }))
+    }
+
+    /// The one value of an answer. One that is cut short is none.
+    fn value<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, Failure> {
+        let mut bytes = Vec::new();
+        let most = answer.len.unwrap_or(LINE_BYTES_MAX);
+        answer.body.take(most).read_to_end(&mut bytes).map_err(|error| self.broken(&error))?;
+        if answer.len.is_some_and(|len| len != bytes.len() as u64) {
+            return Err(self.broken(&io::ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(&io::Error::other(error)))
     }
 
     fn broken(&self, error: &io::Error) -> Failure {
-        Failure::new(Exit::Unavailable, format!("the daemon at {} does not answer: {error}", self.socket.display()))
+        let why = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it hung up in the middle".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::new(Exit::Unavailable, format!("the daemon at {} does not answer: {why}", self.socket.display()))
     }
 }
 
 /// A line of the head, without its end.
 fn read_line(answer: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
-    answer.by_ref().take(1 << 16).read_line(&mut line)?;
-    Ok(line.trim_end().to_owned())
+    answer.by_ref().take(TEXT_BYTES_MAX).read_line(&mut line)?;
+    let whole = line.strip_suffix('\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(whole.trim_end().to_owned())
 }

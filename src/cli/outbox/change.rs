@@ -1,32 +1,25 @@
 //! What `purge` and `replay` have in common: who makes the change (the daemon over its control socket, or this process when
 //! none runs), arguments, questions, progress.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::super::{ConfigArguments, Exit, Failure, tell};
-use super::place::{Holder, holder, socket};
+use super::ask::Daemon;
+use super::place;
 use crate::config::{Config, load};
 use crate::metrics::OutboxMetrics;
 use crate::outbox::{Change, ChangeError, OpenError, OpenOptions, Outbox, Purged, Replayed, Step};
 
-/// A sync on an SD card may take two minutes.
-const PATIENCE: Duration = Duration::from_secs(180);
-/// No answer is larger, in bytes.
-const ANSWER_MAX: u64 = 16 << 20;
 /// The outbox of this process gets this long to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who makes the change.
 pub(super) enum Changer {
-    /// The daemon that listens at this socket.
-    Daemon(PathBuf),
+    /// The daemon that has it open.
+    Daemon(Daemon),
     /// This process, which has opened the outbox.
     Own(Outbox),
 }
@@ -39,22 +32,9 @@ impl Changer {
         may_open: impl FnOnce(&Path) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
         let target = load::target(&config.clone().origin())?;
-        let (state_dir, agent_id) = (&target.state_dir, target.agent_id.as_deref());
-        let cannot = |error: io::Error| {
-            Failure::new(Exit::InputOutput, format!("cannot read the outbox in {}: {error}", state_dir.display()))
-        };
-        // A daemon elsewhere has nothing to do with this directory, be it a copy of its own.
-        match holder(state_dir).map_err(cannot)? {
-            Holder::Nobody => Self::open(config.load()?.config, may_open),
-            Holder::Somebody(pid) => {
-                let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("a process (pid {pid})"));
-                let used = format!("{who} uses {}", state_dir.display());
-                socket(state_dir, agent_id).map(Self::Daemon).map_err(|tried| unanswered(&used, &tried))
-            }
-            Holder::Hidden => {
-                let hidden = format!("this user may not look into {}", state_dir.display());
-                socket(state_dir, agent_id).map(Self::Daemon).map_err(|tried| unanswered(&hidden, &tried))
-            }
+        match place::find(&target.state_dir, target.agent_id.as_deref())? {
+            Some(daemon) => Ok(Self::Daemon(daemon)),
+            None => Self::open(config.load()?.config, may_open),
         }
     }
 
@@ -85,7 +65,7 @@ impl Changer {
         match Outbox::open(&state_dir, options) {
             Ok(outbox) => Ok(Self::Own(outbox)),
             Err(error @ OpenError::Locked { .. }) => {
-                Err(unanswered(&error.to_string(), "it began to use the outbox just now"))
+                Err(Failure::new(Exit::TryAgain, format!("{error}: it began to use the outbox just now, try again")))
             }
             Err(error) => Err(error.into()),
         }
@@ -93,14 +73,14 @@ impl Changer {
 
     pub(super) fn purge(&self, change: &Change) -> Result<Step<Purged>, Failure> {
         match self {
-            Self::Daemon(socket) => post(socket, "/outbox/purge", change),
+            Self::Daemon(daemon) => daemon.purge(change),
             Self::Own(outbox) => outbox.purge(change).map_err(Failure::from),
         }
     }
 
     pub(super) fn replay(&self, change: &Change) -> Result<Step<Replayed>, Failure> {
         match self {
-            Self::Daemon(socket) => post(socket, "/outbox/replay", change),
+            Self::Daemon(daemon) => daemon.replay(change),
             Self::Own(outbox) => outbox.replay(change).map_err(Failure::from),
         }
     }
@@ -111,15 +91,6 @@ impl Changer {
             outbox.close(CLOSE_WITHIN);
         }
     }
-}
-
-fn unanswered(who: &str, tried: &str) -> Failure {
-    let text = format!(
-        "{who}, and no daemon of this directory answers at its control socket ({tried}). If it is just starting or \
-         stopping, try again in a moment; else run this as a user who may open the socket, or stop the daemon first: \
-         systemctl stop fieldpost"
-    );
-    Failure::new(Exit::TryAgain, text)
 }
 
 /// A dry run is dry: what would repair the outbox before it looks is not done for it.
@@ -141,54 +112,6 @@ impl From<ChangeError> for Failure {
         };
         Self::new(exit, error.to_string())
     }
-}
-
-/// Asks the daemon for one step.
-fn post<R: DeserializeOwned>(socket: &Path, path: &str, change: &impl Serialize) -> Result<R, Failure> {
-    let broken = |error: io::Error| {
-        let place = socket.display();
-        let why = if error.kind() == io::ErrorKind::UnexpectedEof { "it ended".to_owned() } else { error.to_string() };
-        Failure::new(Exit::Unavailable, format!("the daemon at {place} did not answer: {why}"))
-    };
-    let (code, body) = exchange(socket, path, change).map_err(broken)?;
-    match code {
-        200 => serde_json::from_slice(&body).map_err(|error| broken(io::Error::other(error))),
-        404 => Err(Failure::new(Exit::Unavailable, "the daemon that runs is of a version that does not know this")),
-        code => {
-            let exit = match code {
-                400 | 422 => Exit::Usage,
-                503 => Exit::TryAgain,
-                _ => Exit::Failed,
-            };
-            Err(Failure::new(exit, String::from_utf8_lossy(&body).trim().to_owned()))
-        }
-    }
-}
-
-/// HTTP/1.0: the answer ends with the connection. An answer that is cut short is none.
-fn exchange(socket: &Path, path: &str, change: &impl Serialize) -> io::Result<(u16, Vec<u8>)> {
-    let body = serde_json::to_vec(change)?;
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "POST {path} HTTP/1.0\r\nHost: fieldpost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    )?;
-    stream.write_all(&body)?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
-    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let split = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(cut)?;
-    let head = String::from_utf8_lossy(&answer[..split]).to_ascii_lowercase();
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(cut)?;
-    let len = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-    let body = answer.split_off(split + 4);
-    if len.is_some_and(|len| len != body.len()) {
-        return Err(cut());
-    }
-    Ok((code, body))
 }
 
 /// A time as it is given on the command line, nanoseconds since 1970-01-01 UTC.

@@ -233,10 +233,16 @@ impl Exporter {
     fn end(self, done: Result<io::Result<()>, Failure>) -> Result<Exit, Failure> {
         let Self { output, progress, exported, untold, format } = self;
         drop(progress);
-        let left = output
-            .remains()
-            .map_or_else(String::new, |path| format!("; what was written until then is in {}", path.display()));
-        match done? {
+        let remains = output.remains().map(|path| format!("what was written until then is in {}", path.display()));
+        let left = remains.as_ref().map_or_else(String::new, |text| format!("; {text}"));
+        let done = match done {
+            Err(failure) => {
+                remains.iter().for_each(|text| tell(text));
+                return Err(failure);
+            }
+            Ok(done) => done,
+        };
+        match done {
             // `| head` has what it wanted.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
             Err(error) => {

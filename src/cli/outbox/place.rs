@@ -1,6 +1,5 @@
 //! Where the outbox is: with a daemon that runs, or in files that nobody uses.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use super::stopping;
 use crate::agent::doors::SOCKET;
 use crate::config::load;
 use crate::outbox::Look;
+use crate::outbox::look::running;
 use crate::status::{self, AgentStatus};
 
 /// Where to look: arguments of every command that reads the outbox.
@@ -35,91 +35,58 @@ pub(super) enum Source {
     Files(Box<Look>),
 }
 
-/// Who holds the lock on a state directory.
-pub(super) enum Holder {
-    Nobody,
-    /// Its pid, if it is known.
-    Somebody(Option<u32>),
-    /// This user may not look.
-    Hidden,
-}
-
 impl PlaceArguments {
     /// Asks the daemon if one runs, else opens the files.
     pub(super) fn open(self) -> Result<Source, Failure> {
-        let glimpse = load::glimpse(&self.config.origin());
-        let agent_id = glimpse.as_ref().and_then(|glimpse| glimpse.agent_id.clone());
-        let named = self.state_dir.is_some();
-        let state_dir = self.state_dir.or(glimpse.map(|glimpse| glimpse.state_dir));
-        let state_dir = state_dir.unwrap_or_else(crate::config::Agent::default_state_dir);
-        match holder(&state_dir).map_err(|error| unreadable(&state_dir, &error))? {
-            Holder::Nobody => {
-                stopping::listen();
-                Ok(Source::Files(Box::new(Look::at_files(&state_dir, self.temp_dir.as_deref())?)))
-            }
-            Holder::Somebody(pid) => {
-                let who = pid.map_or_else(|| "a daemon".to_owned(), |pid| format!("a daemon (pid {pid})"));
-                socket(&state_dir, agent_id_of(&state_dir).or(agent_id).as_deref()).map(beside).map_err(|tried| {
-                    let text = format!(
-                        "{who} uses {} and does not answer at its control socket: {tried}. The files change under \
-                         whoever reads them now, so they are left alone",
-                        state_dir.display()
-                    );
-                    Failure::new(Exit::TryAgain, text)
-                })
-            }
-            Holder::Hidden if named => Err(hidden(&state_dir, "")),
-            Holder::Hidden => match socket(&state_dir, agent_id.as_deref()) {
-                Ok(socket) => Ok(beside(socket)),
-                Err(tried) => Err(hidden(&state_dir, &format!(", and no daemon answers: {tried}"))),
-            },
+        let configured = || load::glimpse(&self.config.origin()).map(|glimpse| glimpse.state_dir);
+        let state_dir = self.state_dir.or_else(configured).unwrap_or_else(crate::config::Agent::default_state_dir);
+        if let Some(daemon) = find(&state_dir, None)? {
+            return Ok(Source::Daemon(daemon));
         }
+        stopping::listen();
+        Ok(Source::Files(Box::new(Look::at_files(&state_dir, self.temp_dir.as_deref())?)))
     }
 }
 
-fn beside(socket: PathBuf) -> Source {
-    Source::Daemon(Daemon::at(socket))
-}
-
-fn unreadable(state_dir: &Path, error: &io::Error) -> Failure {
-    Failure::new(Exit::InputOutput, format!("cannot read the outbox in {}: {error}", state_dir.display()))
-}
-
-fn hidden(state_dir: &Path, more: &str) -> Failure {
-    let text = format!(
-        "this user may not look into {}{more}. Run this as root or as the user of the daemon: \
-         sudo fieldpost outbox ...",
-        state_dir.display()
-    );
-    Failure::new(Exit::InputOutput, text)
-}
-
-pub(super) fn holder(state_dir: &Path) -> io::Result<Holder> {
-    // Without the right to search the directory even a missing lock looks like a forbidden one.
-    let file = match fs::File::open(state_dir.join("lock")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holder::Nobody),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Holder::Hidden),
-        file => file?,
+/// The daemon that uses this very directory, not a copy of it; `None`: nobody uses it. Fails if somebody does who does not
+/// answer, or is the daemon of another agent than `agent_id`.
+pub(super) fn find(state_dir: &Path, agent_id: Option<&str>) -> Result<Option<Daemon>, Failure> {
+    let running = match running(state_dir) {
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+            let text = format!("cannot read the outbox in {}: {error}", state_dir.display());
+            return Err(Failure::new(Exit::InputOutput, text));
+        }
+        running => running.ok().flatten(),
     };
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(Holder::Nobody),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let pid = fs::read_to_string(state_dir.join("lock"))
-                .ok()
-                .and_then(|text| text.lines().next()?.trim().parse().ok());
-            Ok(Holder::Somebody(pid))
+    let tried = match socket(state_dir, agent_id) {
+        Ok(socket) => return Ok(Some(Daemon::at(socket))),
+        Err(tried) => tried,
+    };
+    Err(match running {
+        Some(pid) => {
+            let pid = if pid > 0 { format!(" (pid {pid})") } else { String::new() };
+            let text = format!(
+                "a daemon{pid} uses {} and does not answer at its control socket: {tried}. The files change under whoever \
+                 reads them now, so they are left alone. If it is just starting or stopping, try again in a moment; else run \
+                 this as a user who may open the socket, or stop the daemon first: systemctl stop fieldpost",
+                state_dir.display()
+            );
+            Failure::new(Exit::TryAgain, text)
         }
-        Err(error) => Err(error.into()),
-    }
+        None => {
+            let text = format!(
+                "this user may not look into {}, and no daemon of it answers: {tried}. Run this as root or as the user of the \
+                 daemon: sudo fieldpost outbox ...",
+                state_dir.display()
+            );
+            Failure::new(Exit::InputOutput, text)
+        }
+    })
 }
 
-/// The agent whose directory it is.
-fn agent_id_of(state_dir: &Path) -> Option<String> {
-    crate::outbox::look::agent_of(state_dir)
-}
-
-/// Where the daemon listens that uses this very directory, not a copy of it; what was tried, if none answers.
-pub(super) fn socket(state_dir: &Path, agent_id: Option<&str>) -> Result<PathBuf, String> {
+/// Where the daemon of this directory listens; what was tried, if none answers.
+fn socket(state_dir: &Path, agent_id: Option<&str>) -> Result<PathBuf, String> {
     let mut tried = Vec::new();
     for path in [state_dir, Path::new(SYSTEM_DIRECTORY)].map(|directory| directory.join(SOCKET)) {
         let why = match status::ask(&path) {

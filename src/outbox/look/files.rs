@@ -43,8 +43,8 @@ pub(super) struct Files {
     copied: Option<(GenerationId, Arc<Generation>)>,
 }
 
-/// Pid of the daemon that holds the lock; 0 if it does not say.
-pub(super) fn running(state_dir: &Path) -> io::Result<Option<u32>> {
+/// Pid of the daemon that holds the lock of a state directory; 0 if it does not say.
+pub fn running(state_dir: &Path) -> io::Result<Option<u32>> {
     let path = state_dir.join("lock");
     let file = match fs::File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

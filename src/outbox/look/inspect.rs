@@ -164,7 +164,7 @@ pub(super) fn inspect(looker: &mut Looker) -> Result<Inspection, LookError> {
 
 fn live(looker: &Looker) -> Result<Facts, LookError> {
     let outbox = looker.outbox.as_ref().expect("live eyes have an outbox");
-    let counts = outbox.counts().map_err(LookError::Store)?;
+    let counts = outbox.counts().map_err(LookError::Busy)?;
     let shared = &outbox.shared;
     let state = shared.state().state.clone();
     let view = shared.view();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::super::note::Note;
-use super::{Exported, Finding, Verified};
+use super::{Exported, Fault, Finding, LookError, Verified};
 use crate::clock;
 use crate::record::{Flags, Hole, Kind, Reading, Stored};
 
@@ -41,13 +41,22 @@ pub enum Line {
     /// A check ends.
     Verified(Verified),
     /// It cannot go on.
-    Error(String),
+    Error {
+        /// What went wrong.
+        fault: Fault,
+        /// The same in words.
+        text: String,
+    },
 }
 
 impl Line {
     /// As text, without a line end.
     pub(crate) fn to_json(&self) -> String {
         harmless(serde_json::to_string(self).expect("numbers and text always become JSON"))
+    }
+
+    pub(crate) fn of_error(error: &LookError) -> Self {
+        Self::Error { fault: error.fault(), text: error.to_string() }
     }
 
     /// Reads a line back; `None`: it is a reading.

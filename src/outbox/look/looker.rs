@@ -53,7 +53,7 @@ impl Looker {
     fn fill(&mut self, next: &mut u64, end: u64, seen: &mut Vec<Seen>) -> Result<(), LookError> {
         let mut bytes = 0;
         if self.walk.shelf.is_closed() {
-            return Err(LookError::Store("the daemon is stopping".to_owned()));
+            return Err(LookError::Busy("the daemon is stopping".to_owned()));
         }
         let mut sight = self.walk.shelf.sight();
         while *next <= end.min(sight.durable_sequence) && bytes < BATCH_BYTES && seen.len() < BATCH_RECORDS {
@@ -77,6 +77,7 @@ impl Looker {
                 Ok(Found::Missing(to, why)) => (to, why),
                 Ok(Found::End) => unreachable!("find() goes on to the next generation"),
                 Err(Trouble::Damaged(id, why)) => (self.end_of(*next), format!("{id}: {why}")),
+                Err(Trouble::Busy(text)) => return Err(LookError::Busy(text)),
                 Err(Trouble::Store(text)) => return Err(LookError::Store(text)),
                 Err(Trouble::Later(text)) => return Err(LookError::Foreign(text)),
             };

@@ -233,6 +233,7 @@ impl Verifier<'_, '_> {
                 return Err(match (shelves, error) {
                     (Shelves::Files(files), error) => files.failure(id, error),
                     (Shelves::Live(_), error @ StoreError::Later(_)) => LookError::Foreign(format!("{id}: {error}")),
+                    (Shelves::Live(_), StoreError::Busy(text)) => LookError::Busy(format!("{id}: {text}")),
                     (Shelves::Live(_), error) => LookError::Store(format!("{id}: {error}")),
                 });
             }

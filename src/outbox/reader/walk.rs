@@ -51,7 +51,9 @@ pub(in crate::outbox) enum Trouble {
     Damaged(GenerationId, String),
     /// A later program wrote it.
     Later(String),
-    /// Another try may do.
+    /// Somebody holds it: another try may do.
+    Busy(String),
+    /// The file system says no, or the outbox is closed: another try may do.
     Store(String),
 }
 
@@ -148,7 +150,7 @@ impl<S: Shelf> Walk<S> {
                 Err(error) => self.store_failed(listed.id, error)?,
             }
         }
-        Err(Trouble::Store("a generation stays in use".to_owned()))
+        Err(Trouble::Busy("a generation stays in use".to_owned()))
     }
 
     /// Whether it is worth another look; a generation is opened once more before it counts as damaged.

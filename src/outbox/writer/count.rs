@@ -205,6 +205,6 @@ enum Seen<'a> {
 fn told(trouble: Trouble) -> (Cause, String) {
     match trouble {
         Trouble::Damaged(_, why) | Trouble::Later(why) => (Cause::Unreadable, why),
-        Trouble::Store(why) => (Cause::NotNow, why),
+        Trouble::Busy(why) | Trouble::Store(why) => (Cause::NotNow, why),
     }
 }

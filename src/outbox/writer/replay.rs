@@ -232,7 +232,7 @@ impl Writer {
 fn refused(trouble: Trouble) -> ChangeError {
     let why = match trouble {
         Trouble::Damaged(id, why) => format!("{id} cannot be read ({why})"),
-        Trouble::Later(why) | Trouble::Store(why) => why,
+        Trouble::Later(why) | Trouble::Busy(why) | Trouble::Store(why) => why,
     };
     ChangeError::Refused(format!(
         "{why}: look at it with `fieldpost outbox verify`, or leave it out with --from and --to"
