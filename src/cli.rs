@@ -152,8 +152,8 @@ fn show(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Pretty JSON with a line end.
+/// Pretty JSON with a line end, and nothing in it that steers a terminal.
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value);
+    let text = serde_json::to_string_pretty(value).map(crate::outbox::look::harmless);
     text.map(|text| text + "\n").map_err(|error| Failure::new(Exit::Failed, format!("cannot write JSON: {error}")))
 }

@@ -12,6 +12,7 @@ mod purge;
 mod replay;
 mod salvage;
 mod stopping;
+mod text;
 mod verify;
 
 use clap::Subcommand;

@@ -29,6 +29,7 @@ pub use files::running;
 pub(in crate::outbox) use inspect::Counts;
 pub use inspect::{InspectedGeneration, InspectedNote, InspectedRefusal, InspectedSource, Inspection};
 pub use line::{GapLine, Line};
+pub(crate) use line::{harmless, steers};
 pub use salvage::{NOT_RECOVERED, Salvaged, SalvagedGeneration, salvage};
 pub use verify::{Finding, Level, Verified};
 

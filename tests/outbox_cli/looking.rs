@@ -489,3 +489,66 @@ fn help_teaches_with_examples() {
         assert!(output.status.success() && text.contains(example), "{text}");
     }
 }
+
+#[test]
+fn names_from_elsewhere_steer_no_terminal() {
+    let place = Place::new();
+    let mut filler = place.open();
+    filler.append(5, 10);
+    filler.append_of("x\u{1b}[2J\u{9b}31m\u{202e}\ny");
+    filler.outbox.close(PATIENCE);
+    let steers = |text: &str| text.chars().any(|char| char != '\n' && (char.is_control() || char == '\u{202e}'));
+    for daemon in [false, true] {
+        let _daemon = daemon.then(|| place.daemon());
+        let run = place.run(&["outbox", "inspect"]);
+        assert!(run.text().contains(r"x\u{1b}[2J\u{9b}31m\u{202e}\u{a}y"), "{:?}", run.text());
+        assert!(!steers(run.text()), "{:?}", run.text());
+        let run = place.run(&["outbox", "inspect", "--json"]);
+        assert!(!steers(run.text()), "{:?}", run.text());
+        assert_eq!(run.json()["sources"]["x\u{1b}[2J\u{9b}31m\u{202e}\ny"]["readings"], 1, "{}", run.text());
+    }
+    std::os::unix::fs::symlink("state", place.path("a\u{1b}b")).unwrap();
+    let output = place.command(&["outbox", "salvage", "a\u{1b}b", "--output", "out.jsonl"]).output().unwrap();
+    let page = String::from_utf8(output.stdout).unwrap();
+    assert!(page.contains(r"a\u{1b}b/") && !steers(&page), "{page:?}");
+}
+
+#[test]
+fn salvage_can_be_stopped_while_it_searches_the_bytes() {
+    use std::os::unix::process::ExitStatusExt;
+    let place = Place::new();
+    let directory = place.path("g00000000000000000001-00000001");
+    std::fs::create_dir(&directory).unwrap();
+    // Everywhere a block seems to begin (of one entry, 1,000 bytes unpacked), and none has its checksum: a long search.
+    let mut head = [0; 48];
+    head[0] = 0x10;
+    head[21] = 1;
+    head[29..31].copy_from_slice(&1000_u16.to_le_bytes());
+    std::fs::write(directory.join("db"), head.repeat((16 << 20) / head.len())).unwrap();
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    let mut child = place.command(&["outbox", "salvage", name]).stderr(Stdio::null()).spawn().unwrap();
+    // Copying and opening take much less of a processor than this.
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        stat.split(' ').nth(13).unwrap().parse::<u64>().unwrap()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while ticks() < 300 {
+        assert!(Instant::now() < deadline, "it did not come to the search");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let deadline = Instant::now() + PATIENCE;
+    let ended = loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            break ended;
+        }
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it searches on");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(ended.signal(), Some(2), "{ended}");
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::super::{Exit, Failure};
+use super::text::line;
 use crate::outbox::look::Line;
 use crate::outbox::{Change, Inspection, Purged, Replayed, Step};
 
@@ -68,7 +69,7 @@ impl Daemon {
             let text = std::str::from_utf8(&bytes).map_err(|error| self.broken(&io::Error::other(error)))?;
             let text = text.strip_suffix('\n').ok_or_else(|| self.broken(&io::ErrorKind::UnexpectedEof.into()))?;
             if let Ok(Some(Line::Error { fault, text })) = Line::read(text) {
-                return Err(Failure::new(fault.into(), format!("the daemon says: {}", text)));
+                return Err(Failure::new(fault.into(), format!("the daemon says: {}", line(&text))));
             }
             take(text)?;
         }
@@ -105,7 +106,7 @@ impl Daemon {
         };
         let mut text = String::new();
         answer.body.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(|error| self.broken(&error))?;
-        Err(Failure::new(exit, format!("the daemon says: {}", text.trim())))
+        Err(Failure::new(exit, format!("the daemon says: {}", line(text.trim()))))
     }
 
     fn exchange(&self, question: &str) -> io::Result<(u16, Answer)> {

@@ -165,15 +165,6 @@ impl Drop for Progress {
     }
 }
 
-pub(super) fn size(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).display().iec().to_string()
-}
-
-/// `plant 12, meter 3`
-pub(super) fn list(sources: &std::collections::BTreeMap<String, u64>) -> String {
-    sources.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
-}
-
 /// Says on standard error what stands before a failure.
 pub(super) fn tell_before(text: &str) {
     tell(&format!("fieldpost: {text}"));

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::super::{Exit, Failure, json, show};
 use super::place::{PlaceArguments, Source};
+use super::text::{self, list, size};
 use crate::outbox::Inspection;
 use crate::outbox::look::InspectedGeneration;
 
@@ -35,10 +36,6 @@ impl Inspect {
         show(&if self.json { json(&inspection)? } else { page(&inspection) })?;
         Ok(Exit::Done)
     }
-}
-
-fn size(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
 fn page(found: &Inspection) -> String {
@@ -100,7 +97,7 @@ fn page(found: &Inspection) -> String {
         lines.extend([String::new(), "remarks".to_owned()]);
         lines.extend(found.remarks.iter().map(|remark| format!("  {remark}")));
     }
-    lines.join("\n") + "\n"
+    text::page(&lines)
 }
 
 fn section(lines: &mut Vec<String>, title: &str, count: usize) {
@@ -114,12 +111,11 @@ fn generation(generation: &InspectedGeneration) -> String {
     };
     let state = if generation.closed { generation.state.clone() } else { format!("{}, in use", generation.state) };
     let since = generation.oldest_at.as_ref().map_or_else(String::new, |time| format!("  from {time}"));
-    let sources: Vec<_> = generation.sources.iter().map(|(name, count)| format!("{name} {count}")).collect();
     let line = format!(
         "  {}  {:>10}  {state:<10}  {range}{since}  {}",
         generation.name,
         size(generation.bytes),
-        sources.join(", ")
+        list(&generation.sources)
     );
     line.trim_end().to_owned()
 }

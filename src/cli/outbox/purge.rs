@@ -5,7 +5,8 @@ use std::path::Path;
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, confirmed, list, no_dry_run, size, tell_before, time};
+use super::change::{Changer, Progress, confirmed, no_dry_run, tell_before, time};
+use super::text::{self, list, size};
 use crate::clock;
 use crate::config::Span;
 use crate::outbox::{Cause, Change, Left, Purged, Selection, run};
@@ -221,7 +222,7 @@ fn page(purged: &Purged) -> String {
     if !purged.unread.is_empty() {
         lines.push("  What is unread is given up by its sequences, all the same.".to_owned());
     }
-    lines.join("\n") + "\n"
+    text::page(&lines)
 }
 
 #[cfg(test)]

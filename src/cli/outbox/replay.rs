@@ -5,7 +5,8 @@ use std::path::Path;
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, list, no_dry_run, size, tell_before, time};
+use super::change::{Changer, Progress, no_dry_run, tell_before, time};
+use super::text::{self, list, size};
 use crate::outbox::{Change, Replayed, Selection, run};
 
 /// Send delivered readings again that are still kept
@@ -143,5 +144,5 @@ fn page(replayed: &Replayed) -> String {
             row(name, format!("{count} ({why})"));
         }
     }
-    lines.join("\n") + "\n"
+    text::page(&lines)
 }

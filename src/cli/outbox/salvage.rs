@@ -8,7 +8,7 @@ use clap::Args;
 use super::super::{Exit, Failure, json, show, tell};
 use super::output::OutputArguments;
 use super::progress::Progress;
-use super::stopping;
+use super::{stopping, text};
 use crate::outbox::LookError;
 use crate::outbox::look::{self, Salvaged, stop};
 
@@ -111,5 +111,5 @@ fn page(salvaged: &Salvaged) -> String {
     }
     let missing: u64 = salvaged.missing.iter().map(|gap| gap.to - gap.from + 1).sum();
     lines.push(format!("recovered {} readings; {missing} sequences are missing", salvaged.readings));
-    lines.join("\n") + "\n"
+    text::page(&lines)
 }

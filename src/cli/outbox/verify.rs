@@ -7,6 +7,7 @@ use clap::Args;
 use super::super::{Exit, Failure, json, show};
 use super::place::{PlaceArguments, Source};
 use super::progress::Progress;
+use super::text;
 use crate::outbox::look::{Finding, Level, Line, Verified, stop};
 
 /// Check everything in the outbox, without changing it
@@ -110,14 +111,14 @@ fn page(result: &str, verified: &Verified, findings: &[Finding], terminal: bool)
         String::new()
     };
     let Verified { generations, blocks, readings, .. } = verified;
-    let text = format!("{generations} generations, {blocks} blocks, {readings} readings checked: {wrong}{gone}");
+    let counts = format!("{generations} generations, {blocks} blocks, {readings} readings checked: {wrong}{gone}");
     let result = match (terminal, verified.damage) {
         (true, 0) => format!("\x1b[32m{result}\x1b[0m"),
         (true, _) => format!("\x1b[31m{result}\x1b[0m"),
         (false, _) => result.to_owned(),
     };
-    lines.push(format!("{result}: {text}"));
-    lines.join("\n") + "\n"
+    // The line with the colours is ours alone.
+    text::page(&lines) + &format!("{result}: {counts}\n")
 }
 
 fn line(finding: &Finding) -> String {

@@ -215,10 +215,15 @@ pub(super) fn reading_line(stored: &Stored, agent: Option<&str>, exact: bool) ->
     harmless(serde_json::to_string(&line).expect("numbers and text always become JSON"))
 }
 
+/// Whether a character steers a terminal or turns the direction of writing.
+pub(crate) fn steers(char: char) -> bool {
+    char.is_control() || matches!(char, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// JSON without characters that steer a terminal or turn the direction of writing. They stand in strings only, values that
-/// were JSON before included, so an escape means the same. The others below U+0020 no JSON holds.
-fn harmless(json: String) -> String {
-    let steers = |char: char| matches!(char, '\u{7f}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+/// were JSON before included, so an escape means the same. Of those below U+0020 JSON holds line ends alone, between values.
+pub(crate) fn harmless(json: String) -> String {
+    let steers = |char: char| char >= ' ' && steers(char);
     if json.is_ascii() && !json.contains('\u{7f}') || !json.contains(steers) {
         return json;
     }

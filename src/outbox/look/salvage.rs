@@ -136,7 +136,7 @@ fn blocks_of(bench: &Bench, place: &Place) -> Result<(BTreeMap<u64, Block>, Salv
         told.from_log = blocks.len() as u64 - told.from_database;
     }
     let before = blocks.len();
-    let (found, faults) = raw::blocks_in(&place.path);
+    let (found, faults) = raw::blocks_in(&place.path).map_err(LookError::Output)?;
     for block in found {
         insert(&mut blocks, block);
     }

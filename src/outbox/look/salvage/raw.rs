@@ -15,22 +15,24 @@ use super::super::super::block::{self, Decoder, HEAD_BYTES, RAW_BYTES_MAX};
 use super::super::super::entry::{ENTRY_HEAD_BYTES, Framed};
 use super::super::super::generation::{SEGMENT_BYTES, block_bytes_max};
 use super::super::rescue::{self, Failed};
+use super::super::stop;
 use super::Block;
 
 /// A file beyond this is none of ours.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// Blocks in the files of a generation, youngest first, and what is wrong with its files.
-pub(super) fn blocks_in(generation: &Path) -> (Vec<Block>, Vec<String>) {
+/// Blocks in the files of a generation, youngest first, and what is wrong with its files. Fails only if it was told to stop:
+/// a file full of what looks like blocks takes long.
+pub(super) fn blocks_in(generation: &Path) -> io::Result<(Vec<Block>, Vec<String>)> {
     let (mut found, mut faults) = (Vec::new(), Vec::new());
     for path in files(generation) {
         match read(&path) {
-            Ok(bytes) => found.extend(scan(&bytes)),
+            Ok(bytes) => found.extend(scan(&bytes)?),
             Err(error) => faults.push(format!("cannot read {}: {error}", path.display())),
         }
     }
     found.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-    (found.into_iter().map(|(_, block)| block).collect(), faults)
+    Ok((found.into_iter().map(|(_, block)| block).collect(), faults))
 }
 
 /// A file, zeros where the medium does not give it (which the copy has told); nothing, if it is none of ours.
@@ -59,12 +61,17 @@ fn files(generation: &Path) -> Vec<PathBuf> {
 /// Log number of the segment, offset in the file: the larger, the younger.
 type Rank = (i64, usize);
 
-fn scan(bytes: &[u8]) -> Vec<(Rank, Block)> {
+fn scan(bytes: &[u8]) -> io::Result<Vec<(Rank, Block)>> {
     let mut found = Vec::new();
     let mut decoder = Decoder::default();
     let mut at = 0;
     while at + HEAD_BYTES <= bytes.len() {
-        match is_plausible(&bytes[at..]).then(|| block_at(&bytes[at..], &mut decoder)).flatten() {
+        if !is_plausible(&bytes[at..]) {
+            at += 1;
+            continue;
+        }
+        stop::check()?;
+        match block_at(&bytes[at..], &mut decoder) {
             Some((block, len)) => {
                 found.push(((log_number(bytes, at), at), block));
                 at += len;
@@ -72,7 +79,7 @@ fn scan(bytes: &[u8]) -> Vec<(Rank, Block)> {
             None => at += 1,
         }
     }
-    found
+    Ok(found)
 }
 
 /// Whether a head stands here whose numbers make sense.
