@@ -11,6 +11,8 @@
 //! payload: entries (entry.rs), compressed
 //! ```
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::config;
@@ -84,23 +86,17 @@ impl Encoder {
         Self { codec, zstd: None, packed: Vec::new() }
     }
 
-    /// Packs `raw`; stores it as it is where packing does not help.
+    /// Packs `raw`; stores it as it is where packing does not help, or would make bytes in which another block stands.
     pub(super) fn encode(&mut self, head: Head, raw: &[u8]) -> Vec<u8> {
         debug_assert!(raw.len() <= RAW_BYTES_MAX);
         let codec = self.pack(raw);
-        let payload = if codec == CODEC_RAW { raw } else { &self.packed };
-        let mut out = Vec::with_capacity(HEAD_BYTES + payload.len());
-        out.push(VERSION << 4 | codec);
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&head.first_index.to_le_bytes());
-        out.extend_from_slice(&head.first_sequence.to_le_bytes());
-        out.extend_from_slice(&head.entries.to_le_bytes());
-        out.extend_from_slice(&head.sequences.to_le_bytes());
-        out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-        out.extend_from_slice(payload);
-        let sum = checksum(&out);
-        out[1..5].copy_from_slice(&sum.to_le_bytes());
-        out
+        if codec != CODEC_RAW {
+            let packed = assemble(head, codec, raw.len(), &self.packed);
+            if find_in(&packed[1..]).is_none() {
+                return packed;
+            }
+        }
+        assemble(head, CODEC_RAW, raw.len(), raw)
     }
 
     /// Packs into `self.packed` and says with what.
@@ -128,6 +124,21 @@ impl Encoder {
         self.packed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
         zstd.compress_to_buffer(raw, &mut self.packed).is_ok()
     }
+}
+
+fn assemble(head: Head, codec: u8, raw_len: usize, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEAD_BYTES + payload.len());
+    out.push(VERSION << 4 | codec);
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&head.first_index.to_le_bytes());
+    out.extend_from_slice(&head.first_sequence.to_le_bytes());
+    out.extend_from_slice(&head.entries.to_le_bytes());
+    out.extend_from_slice(&head.sequences.to_le_bytes());
+    out.extend_from_slice(&(raw_len as u32).to_le_bytes());
+    out.extend_from_slice(payload);
+    let sum = checksum(&out);
+    out[1..5].copy_from_slice(&sum.to_le_bytes());
+    out
 }
 
 fn checksum(block: &[u8]) -> u32 {
@@ -187,6 +198,19 @@ pub(super) fn measure(bytes: &[u8]) -> Option<(Head, usize)> {
     };
     let len = HEAD_BYTES.checked_add(len).filter(|len| *len <= bytes.len())?;
     check(&bytes[..len]).ok().map(|head| (head, len))
+}
+
+/// Whether another whole block stands in the bytes of one that is not packed; of one that is, [`Encoder::encode`] sees
+/// to it.
+pub(super) fn hides_another(block: &[u8]) -> bool {
+    block[0] & 15 == CODEC_RAW && find_in(&block[1..]).is_some()
+}
+
+/// Where a whole block stands in these bytes, if one does.
+pub(super) fn find_in(bytes: &[u8]) -> Option<Range<usize>> {
+    let begins = [CODEC_RAW, CODEC_ZSTD, CODEC_LZ4].map(|codec| VERSION << 4 | codec);
+    let mut places = memchr::memchr3_iter(begins[0], begins[1], begins[2], bytes);
+    places.find_map(|at| measure(&bytes[at..]).map(|(_, len)| at..at + len))
 }
 
 /// Length of an LZ4 block that unpacks to `raw_len` bytes (lz4_Block_format.md: sequences of a token, literals, a match;

@@ -1,5 +1,9 @@
 //! Entries to blocks: gives each entry its index and sequence, fills blocks up to a raw size that follows the last
 //! ratio of compression, and keeps every encoded block at or below the cap of the store (`generation.rs` says why).
+//!
+//! No block has another whole block in its bytes, whatever somebody sends: where the one outside is damaged, a repair
+//! that searches for whole blocks (repair.rs) would take the one inside for ours. A reading that holds one is cut in
+//! its middle, as large readings are (docs/decisions/0227).
 
 use std::collections::VecDeque;
 
@@ -7,7 +11,7 @@ use crate::config;
 use crate::outbox::Packet;
 use crate::record::{Reading, SourceId};
 
-use super::block::{Encoder, HEAD_BYTES, Head, RAW_BYTES_MAX};
+use super::block::{self, Encoder, HEAD_BYTES, Head, RAW_BYTES_MAX};
 use super::entry::{Control, ENTRY_HEAD_BYTES, FIRST, Kind, LAST, SPLIT_BEGIN, SPLIT_END};
 use super::reading::{self, PacketMark};
 
@@ -133,16 +137,17 @@ impl Packer {
     fn push_reading(&mut self, source: &SourceId, reading: &Reading, packet: Option<PacketMark>, first: u8, last: u8) {
         let start = self.begin(Kind::Reading, first | last);
         reading::put(&mut self.raw, source, packet, reading);
-        if self.raw.len() - start - ENTRY_HEAD_BYTES <= self.entry_body_max() {
+        let body = &self.raw[start + ENTRY_HEAD_BYTES..];
+        if body.len() <= self.entry_body_max() && block::find_in(body).is_none() {
             return self.finish(start, true);
         }
         self.raw.truncate(start);
         let mut whole = Vec::with_capacity(reading.value.len() + 1024);
         reading::put(&mut whole, source, None, reading);
-        let parts = whole.len().div_ceil(self.entry_body_max());
-        for (number, part) in whole.chunks(self.entry_body_max()).enumerate() {
+        let parts = split(&whole, self.entry_body_max());
+        for (number, part) in parts.iter().enumerate() {
             let begin = if number == 0 { first | SPLIT_BEGIN } else { 0 };
-            let is_last = number + 1 == parts;
+            let is_last = number + 1 == parts.len();
             let end = if is_last { SPLIT_END | if packet.is_none() { last } else { 0 } } else { 0 };
             let start = self.begin(Kind::Part, begin | end);
             self.raw.extend_from_slice(part);
@@ -197,7 +202,9 @@ impl Packer {
             sequences,
         };
         let bytes = self.encoder.encode(head, &self.raw[..end]);
-        if bytes.len() > self.encoded_max && count > 1 {
+        // No entry has a block in it. One that stands across several is cut where one of them ends.
+        let is_unfit = bytes.len() > self.encoded_max || block::hides_another(&bytes);
+        if is_unfit && count > 1 {
             self.halved += 1;
             let before = self.ends.len();
             self.raw_aim = (self.raw_aim / 2).max(self.encoded_max / 2);
@@ -226,6 +233,20 @@ impl Packer {
             self.raw_aim = aim.clamp(self.encoded_max / 2, RAW_AIM_MAX.min(RAW_BYTES_MAX));
         }
     }
+}
+
+/// Cuts a reading into parts of at most `part_max` bytes, none of which has a whole block in it.
+fn split(whole: &[u8], part_max: usize) -> Vec<&[u8]> {
+    let (mut parts, mut left) = (Vec::new(), whole);
+    while !left.is_empty() {
+        let mut part = &left[..left.len().min(part_max)];
+        while let Some(inside) = block::find_in(part) {
+            part = &part[..inside.start + inside.len() / 2];
+        }
+        parts.push(part);
+        left = &left[part.len()..];
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -312,6 +333,49 @@ mod tests {
         }
         reading.value = Bytes::from(value);
         reading
+    }
+
+    /// Somebody sends blocks: as they are, one after the other, across two readings, and so that their pieces stand
+    /// together only when what is between them is compressed away.
+    #[test]
+    fn no_block_has_another_one_in_its_bytes() {
+        use config::outbox::Compression::{Lz4, None, Zstd};
+        for (codec, of) in [Zstd, Lz4, None].into_iter().flat_map(|codec| [Zstd, Lz4, None].map(|of| (codec, of))) {
+            // With no text in it that its carrier has, too: a codec leaves it in one piece.
+            let bare = Reading { topic: "".into(), device: "".into(), mqtt: Option::None, ..reading_of(9, 400, true) };
+            let bare = Reading { content_type: "".into(), quality: "".into(), ..bare };
+            let mut other = Packer::new(of, 7_400, 15, 7);
+            other.push_arrival(&SourceId::from("q"), &[bare], Option::None);
+            let sent = drain(&mut other).remove(0).bytes;
+            assert_eq!(block::find_in(&sent), Some(0..sent.len()));
+            let noise = |n: u64, bytes: usize| reading_of(n, bytes, true).value.to_vec();
+            let (half, filler) = (sent.len() / 2, noise(1, 200));
+            let values = [
+                sent.clone(),
+                [&noise(2, 3000)[..], &sent, &noise(3, 300)].concat(),
+                sent.repeat(30),
+                [&filler[..], &sent[..half], &filler, &sent[half..], &noise(4, 50)].concat(),
+                [&noise(5, 7_000 - half)[..], &sent, &noise(6, 9_000)].concat(),
+            ];
+            let readings: Vec<_> = values
+                .into_iter()
+                .map(|value| {
+                    let mut reading = reading_of(8, 0, true);
+                    reading.value = Bytes::from(value);
+                    reading
+                })
+                .collect();
+            let mut packer = Packer::new(codec, 7_400, 11, 4);
+            for group in [&readings[..], &readings[3..4], &readings[..1]] {
+                packer.push_arrival(&SourceId::from("plant"), group, Option::None);
+            }
+            let blocks = drain(&mut packer);
+            for block in &blocks {
+                assert!(block.bytes.len() <= 7_400);
+                assert_eq!(block::find_in(&block.bytes[1..]), Option::None, "{codec:?} with {of:?} inside");
+            }
+            assert!(read_back(&blocks) == [&readings[..], &readings[3..4], &readings[..1]].concat());
+        }
     }
 
     #[test]
