@@ -25,6 +25,8 @@ mod format;
 mod format_tests;
 mod generation;
 #[cfg(test)]
+mod handle_tests;
+#[cfg(test)]
 mod kill_tests;
 mod limits;
 pub mod look;
@@ -47,6 +49,8 @@ mod reader;
 #[cfg(test)]
 mod reader_tests;
 mod reading;
+#[cfg(test)]
+mod rebuild_tests;
 mod recovery;
 mod redelivery;
 #[cfg(test)]

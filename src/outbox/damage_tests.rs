@@ -10,10 +10,10 @@ use super::*;
 use crate::config::ByteSize;
 use crate::record::Item;
 
-const MAX: ByteSize = ByteSize::mib(32);
+pub(super) const MAX: ByteSize = ByteSize::mib(32);
 
 /// An outbox of several closed generations with these readings.
-fn filled(dir: &Path, count: u64) -> Vec<Reading> {
+pub(super) fn filled(dir: &Path, count: u64) -> Vec<Reading> {
     let mut rig = Rig::open_with(dir, options(MAX));
     let wanted: Vec<_> = (1..=count).map(|n| reading_of(n, 1500, true)).collect();
     rig.append_all(&wanted);
@@ -22,7 +22,7 @@ fn filled(dir: &Path, count: u64) -> Vec<Reading> {
     wanted
 }
 
-fn databases(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn databases(dir: &Path) -> Vec<PathBuf> {
     let directory = directory::Directory::new(dir.join("outbox"));
     directory.list().unwrap().iter().map(|found| directory.generation(found.id)).collect()
 }
@@ -54,7 +54,7 @@ fn check(dir: &Path, wanted: &[Reading]) -> Vec<Item> {
     items
 }
 
-fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+pub(super) fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 

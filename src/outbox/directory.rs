@@ -258,6 +258,25 @@ impl Directory {
         Ok(to)
     }
 
+    /// Keeps what is on disk at or below `max` when `bytes` more come: damaged generations go, the oldest first, then the
+    /// reserve. Where that is not enough, somebody has lowered the cap: what is held goes on, and that is said.
+    pub(super) fn make_room(&self, bytes: u64, max: u64) -> io::Result<()> {
+        let all = self.path.parent().unwrap_or(&self.path);
+        let over = || disk_bytes(all).saturating_add(bytes).saturating_sub(max);
+        let damaged_over = over();
+        if damaged_over > 0 {
+            self.trim_damaged(disk_bytes(&self.damaged()).saturating_sub(damaged_over))?;
+        }
+        if over() > 0 && self.give_up_reserve()? {
+            log::warn!("outbox/reserve was given up: a damaged generation takes {bytes} bytes to be rebuilt");
+        }
+        let left = over();
+        if left > 0 {
+            log::warn!("the outbox passes max_bytes while a damaged generation is rebuilt: {left} bytes are missing");
+        }
+        Ok(())
+    }
+
     /// Keeps `damaged/` at or below `cap` bytes: the oldest generations go first. Nothing else in it is removed.
     pub(super) fn trim_damaged(&self, cap: u64) -> io::Result<()> {
         let mut total = disk_bytes(&self.damaged());
@@ -270,7 +289,7 @@ impl Directory {
             let id = name_of(&path).and_then(|name| GenerationId::parse(name.split('.').next()?));
             if id.is_some() {
                 let bytes = disk_bytes(&path);
-                log::warn!("removing {} ({bytes} bytes): damaged/ is above its cap of {cap} bytes", path.display());
+                log::warn!("removing {} ({bytes} bytes): damaged/ may take {cap} bytes", path.display());
                 remove_all(&path)?;
                 total = total.saturating_sub(bytes);
             }

@@ -83,6 +83,9 @@ impl StoreError {
             sled::Error::Io(error) => Self::of_io(error),
             sled::Error::Unsupported(text) if text.contains("io buffer size") => Self::OtherSegment,
             sled::Error::Unsupported(text) if text.contains("pagecache version") => Self::Later(text),
+            // A thread of sled's own has died: from then on this process opens and writes nothing more, whatever the files
+            // are like.
+            sled::Error::ReportableBug(text) if text.contains("IO thread") => Self::Io(io::Error::other(text)),
             error => Self::Damaged(error.to_string()),
         }
     }
@@ -367,7 +370,18 @@ fn require_conf(path: &Path) -> Result<(), StoreError> {
 fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(StoreError::of_sled),
-        Err(panic) => Err(StoreError::Damaged(format!("the store panicked: {}", panic_text(&*panic)))),
+        Err(panic) => Err(of_panic(format!("the store panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+/// A panic in sled is damage, unless its text names an error that says nothing about the files: the machine has no more
+/// handles, threads or memory to give.
+fn of_panic(text: String) -> StoreError {
+    let names = |code: &i32| text.contains(&format!("code: {code},")) || text.contains(&format!("os error {code})"));
+    if [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM].iter().any(names) {
+        StoreError::Io(io::Error::other(text))
+    } else {
+        StoreError::Damaged(text)
     }
 }
 

@@ -203,6 +203,11 @@ impl Sizes {
         Self { generation_raw_bytes: self.generation_raw_bytes.min(most), ..self }
     }
 
+    /// What may be on disk while a generation is rebuilt: then it is opened, and notes tell what is lost.
+    pub(super) fn rebuilding_bytes_max(&self) -> u64 {
+        self.max_bytes.saturating_sub(self.segment_bytes as u64 + CONTROL_BYTES)
+    }
+
     /// Readings are taken while what is on disk stays at or below this. What is left is for control entries and notes,
     /// and for two segments: a database that is opened is filled up to a whole one, and the newest one and the one that
     /// is delivered may be.

@@ -83,7 +83,7 @@ pub(super) struct Opened {
     /// Readings found missing by this opening; they are noted.
     pub(super) lost: u64,
     /// Generations rebuilt by this opening; what they were is in `damaged/`.
-    pub(super) rebuilt: u64,
+    pub(super) rebuilt: Vec<GenerationId>,
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -95,7 +95,7 @@ struct Recovery {
     directory: Directory,
     sizes: Sizes,
     set_aside: Vec<GenerationId>,
-    rebuilt: u64,
+    rebuilt: Vec<GenerationId>,
 }
 
 /// Opens the outbox below `state_dir`.
@@ -123,7 +123,7 @@ pub(super) fn open(state_dir: &Path, agent: &str, sizes: Sizes) -> Result<(Opene
     }
     directory.sweep().map_err(io_error("clean up", &path))?;
 
-    let mut recovery = Recovery { directory, sizes, set_aside: Vec::new(), rebuilt: 0 };
+    let mut recovery = Recovery { directory, sizes, set_aside: Vec::new(), rebuilt: Vec::new() };
     let acked = known.unwrap_or_default();
     let found = recovery.list(acked)?;
     let next_number = found.last().map_or(1, |last| last.id.number + 1);

@@ -3,20 +3,24 @@
 //! sled drops everything behind a bad message in a segment, and wipes the end of the log when it opens. But a block
 //! stands in one piece in `db`, under a checksum of its own. So all that is whole is searched for byte by byte, put
 //! into a new database under the same name, and the damaged one goes to `damaged/`. What is still missing shows as
-//! holes between blocks, like any other loss.
+//! holes between blocks, like any other loss. A block that somebody sent as a reading is none of ours: what stands
+//! inside a whole block is not looked at, and where that one is damaged there is none, for the packer cuts every such
+//! reading (docs/decisions/0227).
 //!
 //! The newest generation is read into memory before it is opened ([`image`]): only then is damage seen, and the end
-//! wiped. It is not copied on disk, for there may be no room, and the cap holds at any moment.
+//! wiped. It is not copied on disk, for there may be no room, and the cap holds at any moment: what was damaged before
+//! goes for it, then the reserve.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::block::{self, HEAD_BYTES};
 use super::directory::{Directory, GenerationId};
 use super::generation::{Generation, Opening, StoreError, block_bytes_max, unsynced_bytes_max};
+use super::limits::Sizes;
 
 /// What could be read of a generation's file `db`, which has some 14 MiB at most.
 #[derive(Debug, Default)]
@@ -29,20 +33,25 @@ pub(super) struct Image {
 /// Pieces in which a file is read that has unreadable sectors.
 const PIECE_BYTES: usize = 4096;
 
-/// Reads the file `db`; zeros stand for what the medium does not give back.
-pub(super) fn image(directory: &Directory, id: GenerationId) -> Image {
+/// Reads the file `db`; zeros stand for what the medium does not give back. An error says nothing about the file (no
+/// handles left, no permission): another try may do.
+pub(super) fn image(directory: &Directory, id: GenerationId) -> io::Result<Image> {
     let path = directory.generation(id).join("db");
     match fs::read(&path) {
-        Ok(bytes) => Image { bytes, whole: true },
-        Err(error) if error.raw_os_error() == Some(libc::EIO) => in_pieces(&path).unwrap_or_else(|error| {
-            log::error!("cannot read {}: {error}", path.display());
-            Image::default()
-        }),
-        Err(error) => {
+        Ok(bytes) => Ok(Image { bytes, whole: true }),
+        Err(error) if is_of_medium(&error) => in_pieces(&path),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) =>
+        {
             log::debug!("cannot read {}: {error}", path.display());
-            Image::default()
+            Ok(Image::default())
         }
+        Err(error) => Err(error),
     }
+}
+
+fn is_of_medium(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
 }
 
 fn in_pieces(path: &Path) -> io::Result<Image> {
@@ -50,9 +59,12 @@ fn in_pieces(path: &Path) -> io::Result<Image> {
     let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
     let mut lost = 0;
     for (number, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
-        if file.read_exact_at(piece, (number * PIECE_BYTES) as u64).is_err() {
-            piece.fill(0);
-            lost += 1;
+        match file.read_exact_at(piece, (number * PIECE_BYTES) as u64) {
+            Err(error) if is_of_medium(&error) => {
+                piece.fill(0);
+                lost += 1;
+            }
+            read => read?,
         }
     }
     log::error!("{lost} pieces of {PIECE_BYTES} bytes of {} cannot be read", path.display());
@@ -92,20 +104,21 @@ fn find_blocks(bytes: &[u8], first_index: u64) -> BTreeMap<u64, (usize, usize)> 
     found
 }
 
+/// What a database takes beside its file `db`.
+const SMALL_FILES_BYTES: u64 = 64 << 10;
 /// More than the longest block.
 const LONGEST: usize = 16 << 10;
 
 /// Puts a new database in the place of a damaged generation, which nobody may have open, with every block that is whole
-/// in `image`. The damaged one goes to `damaged/`, which stays below `damaged_bytes_max`. `Ok(None)`: nothing
-/// of it is left, and nothing was changed. Else the number of blocks.
+/// in `image`. The damaged one goes to `damaged/`; all that is on disk stays below `max_bytes`. `Ok(None)`: nothing of it
+/// is left, and nothing was changed. Else the number of blocks.
 pub(super) fn rebuild(
     directory: &Directory,
     id: GenerationId,
     image: &Image,
-    segment_bytes: usize,
-    damaged_bytes_max: u64,
+    sizes: &Sizes,
 ) -> Result<Option<usize>, StoreError> {
-    debug_assert!(block_bytes_max(segment_bytes) < LONGEST);
+    debug_assert!(block_bytes_max(sizes.segment_bytes) < LONGEST);
     let image = &image.bytes;
     let found = find_blocks(image, id.first_index);
     if found.is_empty() {
@@ -115,17 +128,19 @@ pub(super) fn rebuild(
     if rebuilt.exists() {
         fs::remove_dir_all(&rebuilt).map_err(StoreError::of_io)?;
     }
-    let made = fill(
-        directory,
-        id,
-        &rebuilt,
-        segment_bytes,
-        found.iter().map(|(key, (at, len))| (*key, &image[*at..at + len])),
-    );
-    let exchanged = made.and_then(|()| directory.exchange(id, damaged_bytes_max).map_err(StoreError::of_io));
+    directory
+        .make_room(image.len() as u64 + SMALL_FILES_BYTES, sizes.rebuilding_bytes_max())
+        .map_err(StoreError::of_io)?;
+    let blocks = found.iter().map(|(key, (at, len))| (*key, &image[*at..at + len]));
+    let made = fill(directory, id, &rebuilt, sizes.segment_bytes, blocks);
+    let exchanged = made.and_then(|()| directory.exchange(id, sizes.damaged_bytes_max).map_err(StoreError::of_io));
     match exchanged {
         Ok(to) => {
             log::warn!("{id} was rebuilt from {} whole blocks; the damaged one is {}", found.len(), to.display());
+            // Whoever reads it now opens it, which takes up to a segment.
+            if let Err(error) = directory.make_room(0, sizes.rebuilding_bytes_max()) {
+                log::warn!("cannot bring damaged/ below its cap ({error}); the next start tries again");
+            }
             Ok(Some(found.len()))
         }
         Err(error) => {

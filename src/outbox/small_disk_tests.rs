@@ -7,6 +7,7 @@ mod disk;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -436,5 +437,67 @@ fn an_ext4_that_is_full_is_no_different() {
         assert!(numbers == all(1, submitted) && holes.is_empty());
         rig.wait_answered();
         rig.close();
+    });
+}
+
+/// The most that is used of a disk at any moment while `work` runs.
+fn most_used<T>(disk: &Disk, work: impl FnOnce() -> T) -> (u64, T) {
+    let all = {
+        let stat = rustix::fs::statvfs(&disk.mount).unwrap();
+        stat.f_blocks * stat.f_frsize
+    };
+    let over = AtomicBool::new(false);
+    let (work, least) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut least = u64::MAX;
+            while !over.load(Ordering::Acquire) {
+                least = least.min(disk.free());
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            least
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        over.store(true, Ordering::Release);
+        (result, watcher.join().unwrap())
+    });
+    (all - least, work.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+#[test]
+fn rebuilding_keeps_below_the_cap_at_any_moment() {
+    alone(&name("rebuilding_keeps_below_the_cap_at_any_moment"), false, |dir| {
+        const MAX: ByteSize = ByteSize::mib(32);
+        let settings = || options(MAX, NO_FLOOR, WhenFull::Block);
+        let full = dir.join("full");
+        std::fs::create_dir(&full).unwrap();
+        let mut rig = Rig::open(&full, settings()).unwrap();
+        rig.fill();
+        rig.close();
+        let disk = tmpfs(dir, "size=64m");
+        for at_start in [false, true] {
+            let state_dir = disk.state_dir();
+            testing::copy_tree(&full, &state_dir);
+            for database in damage_tests::databases(&state_dir).into_iter().take(4) {
+                let len = std::fs::metadata(database.join("db")).unwrap().len();
+                damage_tests::overwrite(&database.join("db"), len / 2, &[0xee; 64]);
+                if at_start {
+                    // Then it is read at the start, and the damage found there.
+                    std::fs::remove_file(database.with_extension("end")).unwrap();
+                }
+            }
+            let (most, stored) = most_used(&disk, || {
+                let mut rig = Rig::open(&state_dir, settings()).unwrap();
+                let items = tests::read_all(&mut rig.reader, 0);
+                let stored = rig.outbox.positions().durable.0;
+                assert_eq!(rig.outbox.status().damaged, 4);
+                let lost = tests::holes(&items);
+                assert!(tests::readings(&items).len() as u64 >= stored - 16, "{lost:?}");
+                rig.close();
+                stored
+            });
+            println!("at a start: {at_start}; {most} of {} bytes, {stored} readings", MAX.0);
+            assert!(most <= MAX.0 && most > MAX.0 * 8 / 10, "at a start: {at_start}; {most} of {} bytes", MAX.0);
+            std::fs::remove_dir_all(state_dir).unwrap();
+        }
     });
 }

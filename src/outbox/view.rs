@@ -118,7 +118,8 @@ pub(super) struct Shared {
     pub(super) metrics: OutboxMetrics,
     pub(super) progress: Progress,
     pub(super) held: HeldBytes,
-    /// Held while a reader opens a database. What one opening clears away another may be just writing.
+    /// Held while a reader opens a database: what one opening clears away another may be just writing. And while the
+    /// writer puts another one in its place, or moves it away: nobody then opens what is on its way out.
     opening: Mutex<()>,
     terms: Mutex<BTreeMap<SourceId, Terms>>,
     pub(super) sources: Sources,
@@ -214,7 +215,7 @@ impl Shared {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One reader opens at a time.
+    /// One reader opens at a time. Taken before the view, never while that is held.
     pub(super) fn opening(&self) -> MutexGuard<'_, ()> {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -162,7 +162,7 @@ impl Writer {
             timers: Timers::new(),
             closing: false,
             lock: Some(opened.lock),
-            rebuilt: Vec::new(),
+            rebuilt: opened.rebuilt,
             replay: None,
             shared,
             commands,
@@ -174,8 +174,8 @@ impl Writer {
         }
         writer.begin_life()?;
         writer.shared.metrics.dropped("damage").inc_by(opened.lost);
-        writer.shared.metrics.damaged.inc_by(opened.rebuilt);
-        writer.shared.view().damaged += opened.rebuilt;
+        writer.shared.metrics.damaged.inc_by(writer.rebuilt.len() as u64);
+        writer.shared.view().damaged += writer.rebuilt.len() as u64;
         for id in opened.set_aside {
             writer.move_aside(id);
         }

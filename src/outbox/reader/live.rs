@@ -47,11 +47,11 @@ impl Live {
     }
 
     /// The handle of a generation that somebody has open. Who still holds one that was closed under him keeps nobody from
-    /// opening it anew.
-    fn live(&self, id: GenerationId) -> Option<Arc<Generation>> {
+    /// opening it anew. [`StoreError::Closed`]: the generation is not in the catalogue any more.
+    fn live(&self, id: GenerationId) -> Result<Option<Arc<Generation>>, StoreError> {
         let view = self.shared.view();
-        let listed = view.generations.iter().find(|listed| listed.id == id)?;
-        listed.live.upgrade().filter(|generation| generation.is_open())
+        let listed = view.generations.iter().find(|listed| listed.id == id).ok_or(StoreError::Closed)?;
+        Ok(listed.live.upgrade().filter(|generation| generation.is_open()))
     }
 
     pub(in crate::outbox) fn shared(&self) -> &Shared {
@@ -94,8 +94,8 @@ impl Shelf for Live {
             return Ok(generation);
         }
         let _one_at_a_time = self.shared.opening();
-        // Somebody may have opened it while we waited.
-        if let Some(generation) = self.live(listed.id) {
+        // Somebody may have opened it while we waited, or the writer has moved it away.
+        if let Some(generation) = self.live(listed.id)? {
             return Ok(generation);
         }
         let opened = Generation::open_closed(&self.shared.directory, listed.id);

@@ -8,8 +8,7 @@ use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
 use super::super::format::{FORMAT, WRITER};
-use super::super::generation::{Generation, StoreError};
-use super::super::limits::Sizes;
+use super::super::generation::{Generation, Opening, StoreError};
 use super::super::memory::Memory;
 use super::super::position::Position;
 use super::super::repair;
@@ -59,12 +58,17 @@ impl Recovery {
     }
 
     /// Opens one; `None`: it is damaged.
-    fn try_open(&self, id: GenerationId) -> Result<Option<Generation>, OpenError> {
+    fn try_open(&self, id: GenerationId, opening: Opening) -> Result<Option<Generation>, OpenError> {
         let path = self.directory.generation(id);
         let mut given_up = false;
         let mut busy = 0;
         loop {
-            match Generation::open(&self.directory, id, self.sizes.segment_bytes) {
+            let opened = match opening {
+                Opening::ToWrite => Generation::open(&self.directory, id, self.sizes.segment_bytes),
+                // What opening adds is given back: there may be no room for a segment of each.
+                Opening::ToRead => Generation::open_closed(&self.directory, id),
+            };
+            match opened {
                 Ok(generation) => return Ok(Some(generation)),
                 Err(StoreError::Damaged(why)) => {
                     log::error!("{} does not open ({why})", path.display());
@@ -95,9 +99,11 @@ impl Recovery {
         id: GenerationId,
         limit: Option<u64>,
         acked: Position,
+        opening: Opening,
     ) -> Result<Option<(Generation, Scan, Memory)>, OpenError> {
-        let image = repair::image(&self.directory, id);
-        let first = self.read_as_it_is(id, limit)?;
+        let path = self.directory.generation(id);
+        let image = repair::image(&self.directory, id).map_err(io_error("read", &path.join("db")))?;
+        let first = self.read_as_it_is(id, limit, opening)?;
         let damage = match &first {
             None => Some("nothing can be read".to_owned()),
             Some((_, scan, _)) => {
@@ -106,16 +112,14 @@ impl Recovery {
             }
         };
         let Some(damage) = damage else { return Ok(first) };
-        log::error!("{} is damaged ({damage})", self.directory.generation(id).display());
+        log::error!("{} is damaged ({damage})", path.display());
         if let Some((generation, ..)) = &first {
             generation.close();
         }
         drop(first);
-        let Sizes { segment_bytes, damaged_bytes_max, .. } = self.sizes;
-        let path = self.directory.generation(id);
         // What opening wiped must not be lost if the rebuilding is cut short.
         image.write_back(&self.directory, id).map_err(io_error("restore", &path))?;
-        let rebuild = || repair::rebuild(&self.directory, id, &image, segment_bytes, damaged_bytes_max);
+        let rebuild = || repair::rebuild(&self.directory, id, &image, &self.sizes);
         let mut made = rebuild();
         if matches!(made, Err(StoreError::Full(_))) {
             let gave = self.directory.give_up_reserve();
@@ -125,21 +129,22 @@ impl Recovery {
             }
         }
         match made {
-            Ok(Some(_)) => self.rebuilt += 1,
+            Ok(Some(_)) => self.rebuilt.push(id),
             // Nothing is whole, or not even a new database can be made of it.
             Ok(None) | Err(StoreError::Damaged(_)) => {}
             // Going on would give up blocks that are whole.
             Err(error) => return Err(store_error(&path, error)),
         }
-        self.read_as_it_is(id, limit)
+        self.read_as_it_is(id, limit, opening)
     }
 
     fn read_as_it_is(
         &self,
         id: GenerationId,
         limit: Option<u64>,
+        opening: Opening,
     ) -> Result<Option<(Generation, Scan, Memory)>, OpenError> {
-        let Some(generation) = self.try_open(id)? else { return Ok(None) };
+        let Some(generation) = self.try_open(id, opening)? else { return Ok(None) };
         let mut memory = Memory::default();
         match scan(&generation, limit, &mut memory) {
             Ok(scan) => Ok(Some((generation, scan, memory))),
@@ -173,7 +178,7 @@ impl Recovery {
             left -= 1;
             let limit = self.limit(found, left);
             let acked = if tried.is_empty() && self.set_aside.is_empty() { acked } else { Position::default() };
-            let Some((generation, scan, own)) = self.read(found[left].id, limit, acked)? else {
+            let Some((generation, scan, own)) = self.read(found[left].id, limit, acked, Opening::ToWrite)? else {
                 self.set_aside.push(found[left].id);
                 continue;
             };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
+use super::super::generation::Opening;
 use super::super::position::Position;
 use super::super::summary::Summary;
 use super::newest::Tried;
@@ -39,7 +40,7 @@ impl Recovery {
 
     /// Reads a generation whose summary is lost.
     fn summarise(&mut self, id: GenerationId, limit: Option<u64>) -> Result<Option<Summary>, OpenError> {
-        let read = self.read(id, limit, Position::default())?;
+        let read = self.read(id, limit, Position::default(), Opening::ToRead)?;
         Ok(read.map(|(_, scan, _)| {
             self.write_summary(id, &scan.summary);
             scan.summary

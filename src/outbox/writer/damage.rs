@@ -79,6 +79,9 @@ impl Writer {
             }
         }
         self.shared.progress.phase("rebuilding a generation", SYNC_STALL);
+        let shared = self.shared.clone();
+        // Who is just opening it has published his handle when this is ours.
+        let opening = shared.opening();
         let live = {
             let mut view = self.shared.view();
             let Some(listed) = view.generations.iter().find(|listed| listed.id == id) else { return Rebuilt::Nothing };
@@ -90,12 +93,7 @@ impl Writer {
         if let Some(live) = live {
             live.close();
         }
-        let image = repair::image(&self.directory, id);
-        let (segment_bytes, cap) = (self.sizes.segment_bytes, self.sizes.damaged_bytes_max);
-        let mut made = repair::rebuild(&self.directory, id, &image, segment_bytes, cap);
-        if matches!(made, Err(StoreError::Full(_))) && self.give_up_reserve() {
-            made = repair::rebuild(&self.directory, id, &image, segment_bytes, cap);
-        }
+        let made = self.rebuild_files(id);
         let bytes = self.directory.generation_bytes(id);
         let rebuilt = match &made {
             Ok(Some(_)) => Rebuilt::Done,
@@ -113,6 +111,7 @@ impl Writer {
                 listed.disk_bytes = bytes;
             }
         });
+        drop(opening);
         match made {
             Ok(Some(_)) => {
                 self.shared.metrics.damaged.inc();
@@ -129,8 +128,22 @@ impl Writer {
         rebuilt
     }
 
+    /// Nobody may have the generation open.
+    fn rebuild_files(&mut self, id: GenerationId) -> Result<Option<usize>, StoreError> {
+        let image = repair::image(&self.directory, id).map_err(StoreError::Io)?;
+        let mut made = repair::rebuild(&self.directory, id, &image, &self.sizes);
+        if matches!(made, Err(StoreError::Full(_))) && self.give_up_reserve() {
+            made = repair::rebuild(&self.directory, id, &image, &self.sizes);
+        }
+        // It may have been given up to stay below the cap.
+        self.find_reserve();
+        made
+    }
+
     /// Moves a generation whose loss is noted into `damaged/`.
     pub(super) fn move_aside(&mut self, id: GenerationId) {
+        let shared = self.shared.clone();
+        let _nobody_opens_it = shared.opening();
         let live = self.shared.publish(|view| {
             let listed = view.generations.iter().find(|listed| listed.id == id);
             let live = listed.and_then(|listed| listed.live.upgrade());
