@@ -33,7 +33,8 @@ pub struct OutboxStatus {
     pub when_full: String,
     /// `ok`, `full`, `failing: ...`.
     pub state: String,
-    /// Readings refused or dropped by policy since the outbox was made.
+    /// Readings dropped since the process began (policies, purges), and those refused since the outbox was made, whose count
+    /// stands in the log.
     pub dropped: u64,
     /// Generations set aside as damaged.
     pub damaged: u64,

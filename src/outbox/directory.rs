@@ -27,7 +27,7 @@ const KEPT_SUMMARY: &str = "end";
 const NEXT: &str = "next-";
 
 /// Name of a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct GenerationId {
     /// Counts the generations ever made.
     pub(super) number: u64,
@@ -148,7 +148,11 @@ impl Directory {
     /// Removes a generation: its marks, then its name, durably, then its files.
     pub(super) fn remove(&self, id: GenerationId) -> io::Result<()> {
         let dead = self.path.join(format!("dead-{id}"));
-        fs::rename(self.generation(id), &dead)?;
+        match fs::rename(self.generation(id), &dead) {
+            // An earlier try came so far.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dead.exists() => {}
+            renamed => renamed?,
+        }
         self.remove_marks(id)?;
         sync_directory(&self.path)?;
         fs::remove_dir_all(dead)
@@ -342,11 +346,11 @@ impl Directory {
         Ok(Free { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
     }
 
-    /// Bytes on disk of everything below the state directory but generations, `damaged/` and the reserve.
-    pub(super) fn beside_bytes(&self) -> u64 {
+    /// Bytes on disk of everything below the state directory but listed generations, `damaged/` and the reserve.
+    pub(super) fn beside_bytes(&self, is_listed: impl Fn(GenerationId) -> bool) -> u64 {
         let counted = |name: &str| {
             let stem = name.strip_suffix(".ok").or_else(|| name.strip_suffix(".end")).unwrap_or(name);
-            GenerationId::parse(stem).is_some() || matches!(name, "damaged" | "reserve")
+            GenerationId::parse(stem).is_some_and(&is_listed) || matches!(name, "damaged" | "reserve")
         };
         let outbox = children(&self.path).filter(|path| !name_of(path).is_some_and(counted));
         let parent = self.path.parent().into_iter().flat_map(children).filter(|path| *path != self.path);

@@ -85,6 +85,49 @@ fn a_full_disk_costs_the_reserve_first_and_nothing_that_was_accepted() {
     assert_eq!(directory::disk_bytes(&reserve), held);
     assert_eq!(readings(&read_all(&mut rig.outbox.reader(), 0)), many(1, 20, 100));
     assert_eq!(rig.outbox.status().state, "ok");
+    // But not again and again: what refused a write that soon (a quota, which nobody can see) would do so again.
+    fail_next(dir.path(), "fault-sync", "full");
+    rig.append_all(&many(21, 10, 100));
+    for from in [31, 41] {
+        rig.append_all(&many(from, 10, 100));
+        assert!(!reserve.exists(), "it is not written and given up with every reading");
+    }
+    rig.close();
+}
+
+#[test]
+fn a_generation_that_cannot_be_removed_counts_and_is_removed_as_soon_as_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open_with(dir.path(), options(ByteSize::mib(16)));
+    rig.append_all(&many(1, 4000, 1000));
+    let outbox = dir.path().join("outbox");
+    let first = rig.outbox.shared.view().generations[0].id;
+    // What it would be renamed to is taken.
+    let obstacle = outbox.join(format!("dead-{first}"));
+    fs::create_dir(&obstacle).unwrap();
+    fs::write(obstacle.join("x"), "x").unwrap();
+    trim(&rig.outbox, 4000);
+    wait_until("all others leave the disk", || generations(dir.path()) == 2);
+    assert!(outbox.join(first.to_string()).exists());
+    let counts = |rig: &Rig| rig.outbox.status().bytes + (64 << 10) >= directory::disk_bytes(dir.path());
+    // What is written is measured before.
+    for n in 0.. {
+        rig.append_all(&many(4001 + n, 1, 100));
+        if counts(&rig) {
+            break;
+        }
+        assert!(n < 500, "{:?} of {}", rig.outbox.status(), directory::disk_bytes(dir.path()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    fs::remove_dir_all(obstacle).unwrap();
+    for n in 0.. {
+        rig.append_all(&many(5000 + n, 1, 100));
+        if !outbox.join(first.to_string()).exists() {
+            break;
+        }
+        assert!(n < 1000, "it is never removed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     rig.close();
 }
 

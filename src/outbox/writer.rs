@@ -398,7 +398,7 @@ impl Writer {
         m.generations.set(view.generations.len() as i64);
         m.full.set(i64::from(self.room.is_full()));
         m.failing.set(i64::from(view.state.starts_with("failing")));
-        m.reserve_bytes.set(if self.room.has_reserve { self.sizes.reserve_bytes as i64 } else { 0 });
+        m.reserve_bytes.set(if self.room.reserve.is_there { self.sizes.reserve_bytes as i64 } else { 0 });
         for source in self.door.known() {
             let queued = view.queued.get(source).cloned().unwrap_or_default();
             m.source(source.as_str(), queued.records, queued.bytes, queued.outside.is_some());

@@ -77,12 +77,28 @@ impl Writer {
             Ok(()) => true,
             Err(error) => {
                 log::error!(
-                    "cannot remove {} ({error}); the next start tries again",
+                    "cannot remove {} ({error}); it is tried again every second",
                     self.directory.generation(id).display()
                 );
+                self.room.unremoved.push(id);
                 false
             }
         }
+    }
+
+    /// Removes what could not be removed before.
+    pub(super) fn remove_again(&mut self) {
+        let directory = &self.directory;
+        self.room.unremoved.retain(|id| match directory.remove(*id) {
+            Ok(()) => {
+                log::info!("removed {id}, which could not be removed before");
+                false
+            }
+            Err(error) => {
+                log::debug!("still cannot remove {id}: {error}");
+                true
+            }
+        });
     }
 
     /// Notes the undelivered readings of a generation that is claimed, durably, then removes it. Whether it is gone.

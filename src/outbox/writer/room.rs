@@ -1,12 +1,14 @@
 //! Room on disk, and what is done when there is none.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::config::outbox::WhenFull;
 
-use super::super::directory::{Free, disk_bytes};
+use super::super::directory::{Free, GenerationId, disk_bytes};
 use super::super::limits::CONTROL_BYTES;
 use super::super::view::Listed;
+use super::reserve::Reserve;
 use super::{ROOM_EVERY, Writer};
 
 /// What lies beside the generations is measured this often, and so are closed generations when there is no room.
@@ -38,10 +40,12 @@ pub(super) struct Room {
     lack: Option<Lack>,
     /// A write was refused for want of space; until then it counts.
     refused: Option<(String, Instant)>,
-    pub(super) has_reserve: bool,
+    pub(super) reserve: Reserve,
+    /// Generations that are out of the catalogue and could not be removed. It is tried again.
+    pub(super) unremoved: Vec<GenerationId>,
     /// Bytes on disk of `damaged/`.
     pub(super) damaged_bytes: u64,
-    /// Bytes on disk of all else but generations and the reserve.
+    /// Bytes on disk of all else but listed generations and the reserve.
     beside_bytes: u64,
     measured_at: Option<Instant>,
     /// Bytes on disk of the newest generation.
@@ -57,7 +61,8 @@ impl Room {
         Self {
             lack: None,
             refused: None,
-            has_reserve: false,
+            reserve: Reserve::default(),
+            unremoved: Vec::new(),
             damaged_bytes: 0,
             beside_bytes: 0,
             measured_at: None,
@@ -221,7 +226,9 @@ impl Writer {
     pub(super) fn measure(&mut self) {
         if self.room.measured_at.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
             self.room.measured_at = Some(Instant::now());
-            self.room.beside_bytes = self.directory.beside_bytes();
+            self.remove_again();
+            let listed: HashSet<_> = self.shared.view().generations.iter().map(|listed| listed.id).collect();
+            self.room.beside_bytes = self.directory.beside_bytes(|id| listed.contains(&id));
             // Its owner may have emptied it to make room.
             self.measure_damaged();
         }
@@ -232,7 +239,7 @@ impl Writer {
         } else if self.room.full_from_bytes.is_none() {
             self.room.full_from_bytes = Some(current);
         }
-        let reserve = if self.room.has_reserve { self.sizes.reserve_bytes } else { 0 };
+        let reserve = if self.room.reserve.is_there { self.sizes.reserve_bytes } else { 0 };
         let mut view = self.shared.view();
         let closed: u64 = view.generations.iter().map(|listed| listed.disk_bytes).sum();
         view.bytes = closed + current + reserve + self.room.damaged_bytes + self.room.beside_bytes;
