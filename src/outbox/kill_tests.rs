@@ -1,5 +1,8 @@
 //! SIGKILL at random moments: this test binary starts itself as a writer that prints what was answered. `TEST_SEED=n`
 //! repeats the choices (the moments themselves are the machine's), `TEST_KILLS=n` changes their number.
+//!
+//! What a kill can show is that everything answered has left the process: without sled's flush in `Generation::sync` it
+//! fails at the first kill. What has left it and is not on the medium only a power cut shows (`tests/power_loss`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

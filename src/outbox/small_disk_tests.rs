@@ -426,6 +426,51 @@ fn a_file_system_that_turns_read_only_is_said_and_what_was_answered_is_there_aft
 }
 
 #[test]
+fn when_the_right_to_write_is_lost_and_comes_back_it_goes_on_by_itself() {
+    alone(&name("when_the_right_to_write_is_lost_and_comes_back_it_goes_on_by_itself"), true, |dir| {
+        let disk = ext4(dir, 64);
+        let settings = || options(ByteSize::mib(16), NO_FLOOR, WhenFull::Block);
+        let mut rig = Rig::open(&disk.state_dir(), settings()).unwrap();
+        rig.submit(1000);
+        rig.wait_answered();
+        let outbox = disk.state_dir().join("outbox");
+        let before = damage_tests::databases(&disk.state_dir()).len();
+        assert!(before > 2, "{before}");
+        // Immutable files refuse root, too, and handles that are open: what a file system that turned read-only does. (It cannot
+        // be turned so while files are open to be written.)
+        let turn = |how: &str| disk::run("chattr", &["-R", how, outbox.to_str().unwrap()]);
+        for round in 1..=2 {
+            turn("+i");
+            rig.submit(10);
+            rig.wait("failing", |rig| rig.state().starts_with("failing"));
+            assert_eq!(rig.appended + 10, rig.submitted, "nothing is answered that is not on the disk");
+            // Whoever reads waits, or gets what is there; it is no damage.
+            for after in [0, rig.appended / 2, rig.appended - 1] {
+                match rig.outbox.reader().batch_after(Sequence(after), SOME) {
+                    Ok(batch) => assert!(tests::holes(&batch.items).is_empty()),
+                    Err(error) => assert!(error.to_string().contains("not permitted"), "{error}"),
+                }
+            }
+            turn("-i");
+            rig.wait_answered();
+            rig.wait("well again", |rig| rig.state() == "ok");
+            let made = damage_tests::databases(&disk.state_dir()).len();
+            assert!(made >= before + round, "a failed generation is never written again: {before} to {made}");
+        }
+        let submitted = rig.submitted;
+        let (numbers, holes) = rig.drain(submitted);
+        assert!(numbers == all(1, submitted) && holes.is_empty());
+        assert_eq!((rig.outbox.status().damaged, outbox.join("damaged").exists()), (0, false));
+        rig.close();
+        let mut rig = Rig::open(&disk.state_dir(), settings()).unwrap();
+        assert_eq!(rig.outbox.positions().durable.0, submitted);
+        rig.submit(1);
+        rig.wait_answered();
+        rig.close();
+    });
+}
+
+#[test]
 fn an_ext4_that_is_full_is_no_different() {
     alone(&name("an_ext4_that_is_full_is_no_different"), true, |dir| {
         let disk = ext4(dir, 48);
