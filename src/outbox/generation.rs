@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use self::trees::Trees;
 use super::directory::{Directory, GenerationId, sync_directory, sync_tree};
@@ -255,7 +256,7 @@ impl Generation {
             return Err(StoreError::Full(text));
         }
         if let Some(ms) = text.strip_prefix("always ").and_then(|text| text.strip_suffix("ms")?.parse().ok()) {
-            std::thread::sleep(std::time::Duration::from_millis(ms));
+            std::thread::sleep(Duration::from_millis(ms));
             return Ok(());
         }
         fs::remove_file(path).map_err(StoreError::Io)?;
@@ -297,6 +298,22 @@ impl Generation {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         call(inner.as_ref().ok_or(StoreError::Closed)?)
     }
+}
+
+/// How often and how long a database is waited for that somebody else is just opening or closing: sled lets go of its lock
+/// a moment after it is closed.
+const BUSY_TRIES: u32 = 100;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
+
+/// Does it again while somebody holds the database.
+pub(super) fn unless_busy<T>(mut open: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    for _ in 1..BUSY_TRIES {
+        match open() {
+            Err(StoreError::Busy(_)) => std::thread::sleep(BUSY_WAIT),
+            done => return done,
+        }
+    }
+    open()
 }
 
 /// What a database is opened for.

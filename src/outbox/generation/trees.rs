@@ -98,7 +98,7 @@ mod tests {
     use std::path::Path;
 
     use super::super::super::directory::{Directory, GenerationId};
-    use super::super::{Generation, SEGMENT_BYTES, StoreError, block_bytes_max, unsynced_bytes_max};
+    use super::super::{Generation, SEGMENT_BYTES, block_bytes_max, unless_busy, unsynced_bytes_max};
     use super::*;
     use crate::outbox::testing::reading_of;
 
@@ -182,13 +182,7 @@ mod tests {
         drop(generation);
         let before = db_bytes(dir.path());
         for _ in 0..3 {
-            // sled lets go of its lock a moment after it is dropped.
-            let generation = loop {
-                match Generation::open_closed(&directory, ID) {
-                    Err(StoreError::Busy(_)) => std::thread::sleep(std::time::Duration::from_millis(5)),
-                    opened => break opened.unwrap(),
-                }
-            };
+            let generation = unless_busy(|| Generation::open_closed(&directory, ID)).unwrap();
             assert!(db_bytes(dir.path()) > before, "opening fills a segment up");
             check(&generation, 1, 30, 7000);
             drop(generation);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::super::directory::GenerationId;
 use super::super::entry::Segment;
-use super::super::generation::{Generation, StoreError};
+use super::super::generation::{Generation, StoreError, unless_busy};
 use super::super::reader::live::Live;
 use super::super::reader::place::Sight;
-use super::super::reader::walk::{BUSY_TRIES, BUSY_WAIT, Shelf, Taken};
+use super::super::reader::walk::{Shelf, Taken};
 use super::super::view::Listed;
 use super::blocks::segments_in;
 use super::files::Files;
@@ -32,15 +32,8 @@ impl Shelves {
     pub(super) fn hold(&mut self, id: GenerationId) -> Option<Result<Arc<Generation>, StoreError>> {
         match self {
             Self::Live(live) => {
-                for _ in 0..BUSY_TRIES {
-                    let listed = live.hold(id)?;
-                    match live.open(&listed) {
-                        // Somebody else is just opening or closing it.
-                        Err(StoreError::Busy(_)) => std::thread::sleep(BUSY_WAIT),
-                        opened => return Some(opened),
-                    }
-                }
-                Some(Err(StoreError::Busy("it stays in use".to_owned())))
+                let listed = live.hold(id)?;
+                Some(unless_busy(|| live.open(&listed)))
             }
             Self::Files(files) => Some(files.copy_of(id)),
         }

@@ -9,13 +9,13 @@ use crate::record::Stored;
 use super::super::block::Decoder;
 use super::super::directory::GenerationId;
 use super::super::entry::Segment;
-use super::super::generation::{Generation, StoreError};
+use super::super::generation::{Generation, StoreError, unless_busy};
 use super::super::view::Listed;
 use super::place::{Found, Place, Sight};
 
-/// A database that is just being opened or closed by somebody else is waited for.
-pub(in crate::outbox) const BUSY_TRIES: u32 = 100;
-pub(in crate::outbox) const BUSY_WAIT: Duration = Duration::from_millis(20);
+/// A generation that a policy is about to drop is waited for: a moment, and a note says so.
+const CLAIMED_TRIES: u32 = 100;
+const CLAIMED_WAIT: Duration = Duration::from_millis(20);
 
 /// Where generations are found: a running outbox, or files.
 pub(in crate::outbox) trait Shelf {
@@ -119,11 +119,11 @@ impl<S: Shelf> Walk<S> {
 
     /// Opens the generation that holds `next`, unless it is open; its entry in the catalogue.
     fn go_to(&mut self, next: u64) -> Result<Option<Listed>, Trouble> {
-        for _ in 0..BUSY_TRIES {
+        for _ in 0..CLAIMED_TRIES {
             let listed = match self.shelf.take(next) {
                 Taken::Generation(listed) => *listed,
                 Taken::Wait => {
-                    std::thread::sleep(BUSY_WAIT);
+                    std::thread::sleep(CLAIMED_WAIT);
                     continue;
                 }
                 Taken::Nothing => {
@@ -140,17 +140,16 @@ impl<S: Shelf> Walk<S> {
                 }
             }
             self.cursor = None;
-            match self.shelf.open(&listed) {
+            match unless_busy(|| self.shelf.open(&listed)) {
                 Ok(generation) => {
                     let segments = self.shelf.segments(&generation);
                     self.cursor = Some(Place::start(generation, segments));
                     return Ok(Some(listed));
                 }
-                Err(StoreError::Busy(_)) => std::thread::sleep(BUSY_WAIT),
                 Err(error) => self.store_failed(listed.id, error)?,
             }
         }
-        Err(Trouble::Busy("a generation stays in use".to_owned()))
+        Err(Trouble::Busy("a generation stays claimed".to_owned()))
     }
 
     /// Whether it is worth another look; a generation is opened once more before it counts as damaged.
@@ -159,10 +158,11 @@ impl<S: Shelf> Walk<S> {
         match error {
             StoreError::Closed if self.shelf.is_closed() => Err(Trouble::Store("the outbox is closed".to_owned())),
             // Closed under us: it may be on its way out of the catalogue.
-            StoreError::Closed | StoreError::Busy(_) => {
-                std::thread::sleep(BUSY_WAIT);
+            StoreError::Closed => {
+                std::thread::sleep(CLAIMED_WAIT);
                 Ok(())
             }
+            StoreError::Busy(_) => Err(Trouble::Busy(format!("{id} stays in use"))),
             StoreError::Full(_) | StoreError::Io(_) => Err(Trouble::Store(format!("{id}: {error}"))),
             StoreError::Later(_) => Err(Trouble::Later(format!("{id}: {error}"))),
             StoreError::Damaged(_) | StoreError::OtherSegment if self.failed != Some(id) => {

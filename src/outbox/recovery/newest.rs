@@ -2,22 +2,18 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::outbox::OpenError;
 
 use super::super::directory::{Found, GenerationId};
 use super::super::format::{FORMAT, WRITER};
-use super::super::generation::{Generation, Opening, StoreError};
+use super::super::generation::{Generation, Opening, StoreError, unless_busy};
 use super::super::memory::Memory;
 use super::super::position::Position;
 use super::super::repair;
 use super::super::scan::{Scan, scan};
 use super::super::summary::Summary;
 use super::{Recovery, io_error};
-
-const BUSY_TRIES: u32 = 100;
-const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// A generation that opened, with what was found in it.
 pub(super) struct Tried {
@@ -61,13 +57,13 @@ impl Recovery {
     fn try_open(&self, id: GenerationId, opening: Opening) -> Result<Option<Generation>, OpenError> {
         let path = self.directory.generation(id);
         let mut given_up = false;
-        let mut busy = 0;
         loop {
-            let opened = match opening {
+            // We hold the lock of the directory: whoever has it open is about to let go.
+            let opened = unless_busy(|| match opening {
                 Opening::ToWrite => Generation::open(&self.directory, id, self.sizes.segment_bytes),
                 // What opening adds is given back: there may be no room for a segment of each.
                 Opening::ToRead => Generation::open_closed(&self.directory, id),
-            };
+            });
             match opened {
                 Ok(generation) => return Ok(Some(generation)),
                 Err(StoreError::Damaged(why)) => {
@@ -81,11 +77,6 @@ impl Recovery {
                         .give_up_reserve()
                         .map_err(io_error("remove", &self.directory.file("reserve")))?;
                     log::warn!("the disk is full while the outbox opens; the reserve was given up: {gave}");
-                }
-                // We hold the lock of the directory: whoever has it open is about to let go.
-                Err(StoreError::Busy(_)) if busy < BUSY_TRIES => {
-                    busy += 1;
-                    std::thread::sleep(BUSY_WAIT);
                 }
                 Err(error) => return Err(store_error(&path, error)),
             }
