@@ -66,6 +66,7 @@ mod slots;
 mod small_disk_tests;
 mod state;
 mod summary;
+mod survey;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -565,6 +566,13 @@ const COUNTS_WAIT: Duration = Duration::from_secs(30);
 /// Sequences after the committed position that a transaction of the last process may hold.
 const IN_DOUBT_MAX: u64 = 50_000;
 
+/// What a transaction of the last process may hold, unless it ended clean. What comes from now on none can have sent: it is
+/// nobody's but the policy's.
+fn in_doubt_at_start(clean: bool, committed: u64, durable: u64) -> Option<(u64, u64)> {
+    let last = (committed + IN_DOUBT_MAX).min(durable);
+    (!clean && last > committed).then_some((committed + 1, last))
+}
+
 /// What all handles share, as recovery found it.
 fn share(opened: &recovery::Opened, state: StateFile, metrics: OutboxMetrics, config: &config::Outbox) -> Shared {
     let mut view = View::new(opened.committed, opened.next_sequence - 1, opened.next_index - 1);
@@ -582,11 +590,7 @@ fn share(opened: &recovery::Opened, state: StateFile, metrics: OutboxMetrics, co
         }
         view.generations.push_back(Writer::listed_current(&current.generation, current.summary.first_sequence));
     }
-    if !state.state.clean {
-        // What comes from now on no process can have sent: it is nobody's but the policy's.
-        let last = (opened.committed + IN_DOUBT_MAX).min(opened.next_sequence - 1);
-        view.protected = (last > opened.committed).then_some((opened.committed + 1, last));
-    }
+    view.protected = in_doubt_at_start(state.state.clean, opened.committed, opened.next_sequence - 1);
     let held = HeldBytes::new(config.held_bytes_max.bytes());
     let progress = Progress::new("outbox-writer", Duration::from_secs(120));
     Shared::new(view, state, opened.directory.clone(), metrics, progress, held)

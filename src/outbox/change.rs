@@ -72,7 +72,7 @@ pub struct Purged {
     pub oldest: Option<String>,
     /// When the newest of them came, RFC 3339.
     pub newest: Option<String>,
-    /// Databases removed, with what was delivered and kept in them.
+    /// Generations removed, with what was delivered and kept in them.
     pub generations: u64,
     /// Bytes that gave back.
     pub freed_bytes: u64,
@@ -214,11 +214,7 @@ impl Outbox {
 
     /// Like [`Self::purge`], for somebody who may go away: then a step that has not begun is not made.
     pub fn purge_for(&self, asker: &Weak<()>, change: &Change) -> Result<Step<Purged>, ChangeError> {
-        let selection = &change.selection;
-        if selection.since_ns.or(selection.until_ns).is_some() {
-            return Err(ChangeError::Selection("a purge goes by age, not by since and until".to_owned()));
-        }
-        selection.check()?;
+        change.selection.check_purge()?;
         self.ask(|done| Command::Purge(change.clone(), asker.clone(), done))?
     }
 
@@ -230,11 +226,7 @@ impl Outbox {
 
     /// Like [`Self::replay`], for somebody who may go away: then a step that has not begun is not made.
     pub fn replay_for(&self, asker: &Weak<()>, change: &Change) -> Result<Step<Replayed>, ChangeError> {
-        let selection = &change.selection;
-        if selection.older_than_ms.is_some() {
-            return Err(ChangeError::Selection("a replay goes by since and until, not by age".to_owned()));
-        }
-        selection.check()?;
+        change.selection.check_replay()?;
         self.ask(|done| Command::Replay(change.clone(), asker.clone(), done))?
     }
 
@@ -247,6 +239,20 @@ impl Outbox {
 }
 
 impl Selection {
+    pub(super) fn check_purge(&self) -> Result<(), ChangeError> {
+        if self.since_ns.or(self.until_ns).is_some() {
+            return Err(ChangeError::Selection("a purge goes by age, not by since and until".to_owned()));
+        }
+        self.check()
+    }
+
+    pub(super) fn check_replay(&self) -> Result<(), ChangeError> {
+        if self.older_than_ms.is_some() {
+            return Err(ChangeError::Selection("a replay goes by since and until, not by age".to_owned()));
+        }
+        self.check()
+    }
+
     fn check(&self) -> Result<(), ChangeError> {
         let backwards = |from: Option<i128>, to: Option<i128>| from.zip(to).is_some_and(|(from, to)| to < from);
         if backwards(self.from.map(i128::from), self.to.map(i128::from)) {

@@ -159,6 +159,9 @@ const SMALL_BELOW_BYTES: u64 = 64 << 20;
 /// Room for control entries, notes, snapshots and small files.
 pub(super) const CONTROL_BYTES: u64 = 256 << 10;
 
+/// Free space that is never used up, whatever `free_space_floor` says: for a new generation, notes, `pos`.
+pub(super) const FLOOR_BYTES_MIN: u64 = 256 << 10;
+
 /// Sizes that follow from `max_bytes` (docs/decisions/0225).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {

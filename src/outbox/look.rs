@@ -6,6 +6,7 @@
 
 mod bench;
 mod blocks;
+mod change;
 mod export;
 mod files;
 mod inspect;
@@ -24,6 +25,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use change::WouldError;
 pub use export::{Exported, Wanted};
 pub use files::running;
 pub(in crate::outbox) use inspect::Counts;
@@ -33,6 +35,8 @@ pub(crate) use line::{harmless, steers};
 pub use salvage::{NOT_RECOVERED, Salvaged, SalvagedGeneration, salvage};
 pub use verify::{Finding, Level, Verified};
 
+use super::{Purged, Replayed, Selection};
+use crate::config;
 use files::Files;
 use looker::Looker;
 
@@ -125,6 +129,16 @@ impl Look {
     /// Checks everything. Lines: [`Line::Progress`], [`Line::Finding`], [`Line::Verified`] at the end.
     pub fn verify(&mut self, out: &mut Out<'_>) -> Result<Verified, LookError> {
         verify::verify(&mut self.looker, out)
+    }
+
+    /// What a purge would give up. Only of files: a running outbox is asked itself.
+    pub fn purge(&mut self, selection: &Selection) -> Result<Purged, WouldError> {
+        change::purge(&mut self.looker, selection)
+    }
+
+    /// What a replay would copy, and whether there would be room. Only of files.
+    pub fn replay(&mut self, selection: &Selection, config: &config::Outbox) -> Result<Replayed, WouldError> {
+        change::replay(&mut self.looker, selection, config)
     }
 
     /// Readings and gaps of a selection in order of sequence. Lines: [`Line::Begin`], readings, [`Line::Gap`],

@@ -199,6 +199,16 @@ fn what_was_given_up_does_not_come_back() {
     run(change(&of_plant), |change| rig.outbox.purge(change), |_: &Purged| ()).unwrap();
     deliver_all(&rig.outbox);
     rig.close();
+    // The files alone tell the same as the outbox that opens them.
+    let settings = keeping(ByteSize::mib(20));
+    let by_files = Look::at_files(dir.path(), None).unwrap().replay(&select(1, 700), &settings.config).unwrap();
+    assert_eq!((by_files.readings, by_files.missing, by_files.dry_run), (680, 20, true));
+    let rig = Rig::open_with(dir.path(), settings);
+    let would = try_replay(&rig.outbox, &select(1, 700), true).unwrap();
+    // A database that is opened is filled up to a whole segment: the newest one, and the one that is read.
+    assert!(by_files.room_bytes.abs_diff(would.room_bytes) < 2 << 20, "{by_files:?} {would:?}");
+    assert_eq!(Replayed { room_bytes: would.room_bytes, disk_bytes: would.disk_bytes, ..by_files }, would);
+    rig.close();
     let mut rig = Rig::open_with(dir.path(), keeping(ByteSize::mib(20)));
     let done = replay(&rig.outbox, &select(1, 100));
     assert_eq!((done.readings, done.missing), (80, 20));

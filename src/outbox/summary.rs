@@ -74,6 +74,17 @@ impl Summary {
         }
     }
 
+    /// Whether its last reading came at least this long ago, by a clock that can be trusted: that of this boot (`boot_id`), or a
+    /// synchronised one.
+    pub(super) fn is_older(&self, age_ns: u64, boot_id: &str) -> bool {
+        let now = clock::now();
+        if self.boot_id == boot_id {
+            return self.last_received_mono_ns.saturating_add(age_ns) < now.mono_ns;
+        }
+        let age = now.wall_ns.saturating_sub(self.last_received_wall_ns);
+        self.synchronised && clock::synchronised() && u64::try_from(age).is_ok_and(|age| age > age_ns)
+    }
+
     /// Counts a reading.
     pub(super) fn count(&mut self, source: &SourceId, reading: &Reading) {
         // A copy is as old as its copying: `max_age` is about how long a reading has waited.

@@ -8,11 +8,10 @@
 //! `writer/schedule.rs` says what is due. `writer/commit.rs` writes and answers, `writer/rotate.rs` makes and closes
 //! generations, `writer/remove.rs` removes them, `writer/room.rs` measures the disk and applies the policies,
 //! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve,
-//! `writer/change.rs` purges, `writer/replay.rs` copies, `writer/count.rs` counts for them.
+//! `writer/change.rs` purges and `writer/replay.rs` copies what `survey.rs` has found for them.
 
 mod change;
 mod commit;
-mod count;
 mod damage;
 mod door;
 mod flights;

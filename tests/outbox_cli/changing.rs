@@ -62,21 +62,98 @@ fn a_purge_aimed_at_a_copy_leaves_the_live_outbox_alone() {
 }
 
 #[test]
-fn without_a_daemon_a_dry_run_or_a_missing_answer_changes_no_byte() {
+fn without_a_daemon_a_dry_run_tells_from_the_files_and_changes_no_byte() {
     let place = Place::new();
-    place.fill(300, 100);
+    let mut filler = place.open();
+    for _ in 0..40 {
+        filler.append(60, 1500);
+        filler.append_of("noise");
+    }
+    filler.outbox.sync_position().unwrap();
+    filler.outbox.close(PATIENCE);
     let before = tree(&place.path("state"));
+    let unchanged = |what: &str| assert!(tree(&place.path("state")) == before, "{what} changed something");
+
+    // The same as a daemon says, to the last number.
+    let questions: [&[&str]; 4] = [
+        &["purge", "--source", "noise"],
+        &["purge", "--from", "100", "--to", "1999"],
+        &["purge", "--all"],
+        &["replay", "--all"],
+    ];
+    let ask = |question: &[&str]| {
+        let run = place.run(&[&["outbox"], question, &["--dry-run", "--json"]].concat());
+        assert_eq!(run.code, Some(0), "{question:?}: {}{}", run.text(), run.err);
+        let mut told = run.json();
+        // What a database takes on disk changes when it is opened, and a start makes one.
+        for size in ["freed_bytes", "room_bytes"] {
+            told.as_object_mut().unwrap().remove(size);
+        }
+        told
+    };
+    let by_files = questions.map(ask);
+    unchanged("a dry run");
+    let [of_noise, of_range, all, replay] = &by_files;
+    assert_eq!((&of_noise["readings"], &of_noise["sources"]["noise"]), (&40.into(), &40.into()), "{of_noise:#}");
+    assert_eq!((&of_range["readings"], &all["readings"]), (&1900.into(), &2440.into()));
+    assert_eq!(replay["readings"], 0, "nothing is delivered: {replay:#}");
     for (arguments, code, told) in [
-        (&["outbox", "purge", "--all", "--dry-run"][..], 69, "fieldpost outbox inspect"),
-        (&["outbox", "purge", "--all", "--dry-run", "--yes"], 69, "fieldpost outbox inspect"),
-        (&["outbox", "replay", "--all", "--dry-run"], 69, "fieldpost outbox export"),
         // Here is no terminal to ask on.
-        (&["outbox", "purge", "--all"], 2, "--yes"),
+        (&["outbox", "purge", "--all"][..], 2, "--yes"),
         (&["outbox", "purge", "--before", "2200-01-01T00:00:00Z", "--yes"], 2, "is in the future"),
+        (&["outbox", "purge", "--from", "9", "--to", "3", "--dry-run"], 2, "ends before it begins"),
     ] {
         let run = place.run(arguments);
         assert_eq!(run.code, Some(code), "{arguments:?}: {}{}", run.text(), run.err);
         assert!(run.err.contains(told), "{}", run.err);
-        assert!(tree(&place.path("state")) == before, "{arguments:?} changed something");
+        unchanged(told);
     }
+    copied(&place);
+    {
+        let _daemon = place.daemon();
+        for (question, by_files) in questions.iter().zip(&by_files) {
+            assert_eq!(&ask(question), by_files, "{question:?}");
+        }
+    }
+    // And what it says is what is done.
+    let run = place.run(&["outbox", "purge", "--source", "noise", "--yes", "--json", "--set", "agent.state_dir=copy"]);
+    assert_eq!((run.code, &run.json()["readings"]), (Some(0), &of_noise["readings"]), "{}", run.err);
+}
+
+#[test]
+fn what_cannot_be_read_has_an_exit_code_with_and_without_a_daemon() {
+    let place = Place::new();
+    let mut filler = place.open();
+    for _ in 0..30 {
+        filler.append(1000, 1500);
+        filler.append_of("noise");
+    }
+    filler.outbox.close(PATIENCE);
+    let mut generations: Vec<_> = std::fs::read_dir(place.path("state/outbox"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("db").exists())
+        .collect();
+    generations.sort();
+    assert!(generations.len() >= 3, "{generations:?}");
+    std::fs::remove_file(generations[1].join("conf")).unwrap();
+    let name = generations[1].file_name().unwrap().to_str().unwrap();
+    let check = |how: &str| {
+        let run = place.run(&["outbox", "purge", "--source", "noise", "--dry-run", "--json"]);
+        assert_eq!(run.code, Some(1), "{how}: {}{}", run.text(), run.err);
+        let told = run.json();
+        let left = &told["left"][0];
+        assert_eq!(left["cause"], "unreadable", "{how}: {told:#}");
+        assert!(left["why"].as_str().unwrap().contains(name), "{how}: {told:#}");
+        assert!(run.err.contains("cannot be read") && run.err.contains("fieldpost outbox verify"), "{}", run.err);
+        let run = place.run(&["outbox", "purge", "--from", "1", "--to", "29999", "--dry-run"]);
+        assert_eq!(run.code, Some(0), "{how}: {}{}", run.text(), run.err);
+        told["readings"].as_u64().unwrap()
+    };
+    let by_files = check("without a daemon");
+    let by_daemon = {
+        let _daemon = place.daemon();
+        check("beside a daemon")
+    };
+    assert!(by_files > 0 && by_files == by_daemon, "{by_files} {by_daemon}");
 }

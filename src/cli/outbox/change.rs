@@ -3,15 +3,17 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 use super::super::{ConfigArguments, Exit, Failure, tell};
 use super::ask::Daemon;
-use super::place;
+use super::{place, stopping};
 use crate::config::{Config, load};
 use crate::metrics::OutboxMetrics;
-use crate::outbox::{Change, ChangeError, OpenError, OpenOptions, Outbox, Purged, Replayed, Step};
+use crate::outbox::look::{WouldError, stop};
+use crate::outbox::{
+    Change, ChangeError, Look, OpenError, OpenOptions, Outbox, Purged, Replayed, Selection, Step, run,
+};
 
 /// The outbox of this process gets this long to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
@@ -20,68 +22,86 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(60);
 pub(super) enum Changer {
     /// The daemon that has it open.
     Daemon(Daemon),
+    /// Nobody has: its files tell what would be done.
+    Files(Box<Files>),
     /// This process, which has opened the outbox.
     Own(Outbox),
 }
 
+/// An outbox that nobody uses.
+pub(super) struct Files {
+    look: Look,
+    config: Config,
+}
+
 impl Changer {
-    /// The daemon that uses the configured directory; if there is none, the outbox itself. `may_open` is asked first: a start
-    /// repairs and tidies an outbox, so that opening it changes it.
-    pub(super) fn find(
-        config: ConfigArguments,
-        may_open: impl FnOnce(&Path) -> Result<(), Failure>,
-    ) -> Result<Self, Failure> {
+    /// The daemon that uses the configured directory; if there is none, its files. Changes nothing.
+    pub(super) fn find(config: ConfigArguments) -> Result<Self, Failure> {
         let target = load::target(&config.clone().origin())?;
-        match place::find(&target.state_dir, target.agent_id.as_deref())? {
-            Some(daemon) => Ok(Self::Daemon(daemon)),
-            None => Self::open(config.load()?.config, may_open),
+        if let Some(daemon) = place::find(&target.state_dir, target.agent_id.as_deref())? {
+            return Ok(Self::Daemon(daemon));
+        }
+        let config = config.load()?.config;
+        stopping::listen();
+        let look = Look::at_files(&config.agent.state_dir, None)?;
+        Ok(Self::Files(Box::new(Files { look, config })))
+    }
+
+    /// What a purge would give up.
+    pub(super) fn would_purge(&mut self, selection: &Selection) -> Result<Purged, Failure> {
+        let change = Change { selection: selection.clone(), dry_run: true };
+        match self {
+            Self::Files(files) => Ok(files.look.purge(selection)?),
+            _ => run(change, |change| self.purge(change), |_: &Purged| ()),
         }
     }
 
-    fn open(config: Config, may_open: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<Self, Failure> {
-        let state_dir = config.agent.state_dir;
-        let outbox = state_dir.join("outbox");
-        let owner = match std::fs::metadata(&outbox) {
-            Ok(found) => found.uid(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Failure::new(Exit::InputOutput, format!("there is no outbox in {}", state_dir.display())));
-            }
-            Err(error) => {
-                return Err(Failure::new(Exit::InputOutput, format!("cannot read {}: {error}", outbox.display())));
-            }
-        };
-        // What another user makes in it, the daemon cannot write on.
-        if owner != rustix::process::geteuid().as_raw() {
-            let text = format!(
-                "no daemon runs, and {} belongs to the user with id {owner}: do this as that user (sudo -u '#{owner}' \
-                 fieldpost ...), or start the daemon",
-                outbox.display()
-            );
-            return Err(Failure::new(Exit::InputOutput, text));
+    /// What a replay would copy.
+    pub(super) fn would_replay(&mut self, selection: &Selection) -> Result<Replayed, Failure> {
+        let change = Change { selection: selection.clone(), dry_run: true };
+        match self {
+            Self::Files(files) => Ok(files.look.replay(selection, &files.config.outbox)?),
+            _ => run(change, |change| self.replay(change), |_: &Replayed| ()),
         }
-        may_open(&state_dir)?;
-        let options =
-            OpenOptions { config: config.outbox, agent_id: config.agent.id, metrics: OutboxMetrics::default() };
-        match Outbox::open(&state_dir, options) {
-            Ok(outbox) => Ok(Self::Own(outbox)),
-            Err(error @ OpenError::Locked { .. }) => {
-                Err(Failure::new(Exit::TryAgain, format!("{error}: it began to use the outbox just now, try again")))
-            }
-            Err(error) => Err(error.into()),
+    }
+
+    /// Fails if this user must not make the change: what he makes in files of another one, the daemon cannot write on.
+    pub(super) fn may_change(&self) -> Result<(), Failure> {
+        let Self::Files(files) = self else { return Ok(()) };
+        let outbox = files.config.agent.state_dir.join("outbox");
+        let owner = std::fs::metadata(&outbox)
+            .map(|meta| meta.uid())
+            .map_err(|error| Failure::new(Exit::InputOutput, format!("cannot read {}: {error}", outbox.display())))?;
+        if owner == rustix::process::geteuid().as_raw() {
+            return Ok(());
         }
+        let text = format!(
+            "no daemon runs, and {} belongs to the user with id {owner}: do this as that user (sudo -u '#{owner}' fieldpost ...), \
+             or start the daemon",
+            outbox.display()
+        );
+        Err(Failure::new(Exit::InputOutput, text))
+    }
+
+    /// Ready to make the change: without a daemon the outbox is opened, which repairs and tidies it.
+    pub(super) fn begin(self) -> Result<Self, Failure> {
+        let Self::Files(files) = self else { return Ok(self) };
+        files.begin()
     }
 
     pub(super) fn purge(&self, change: &Change) -> Result<Step<Purged>, Failure> {
         match self {
             Self::Daemon(daemon) => daemon.purge(change),
-            Self::Own(outbox) => outbox.purge(change).map_err(Failure::from),
+            Self::Own(outbox) => not_stopped().and_then(|()| Ok(outbox.purge(change)?)),
+            Self::Files(_) => unreachable!("begin() comes first"),
         }
     }
 
     pub(super) fn replay(&self, change: &Change) -> Result<Step<Replayed>, Failure> {
         match self {
             Self::Daemon(daemon) => daemon.replay(change),
-            Self::Own(outbox) => outbox.replay(change).map_err(Failure::from),
+            Self::Own(outbox) => not_stopped().and_then(|()| Ok(outbox.replay(change)?)),
+            Self::Files(_) => unreachable!("begin() comes first"),
         }
     }
 
@@ -93,14 +113,35 @@ impl Changer {
     }
 }
 
-/// A dry run is dry: what would repair the outbox before it looks is not done for it.
-pub(super) fn no_dry_run(state_dir: &Path) -> Failure {
-    let text = format!(
-        "no daemon uses {}, and only a running one can say what would be done: without one the outbox has to be opened, which \
-         repairs and tidies it. Look with `fieldpost outbox inspect` and `fieldpost outbox export`, which change nothing",
-        state_dir.display()
-    );
-    Failure::new(Exit::Unavailable, text)
+impl Files {
+    fn begin(self) -> Result<Changer, Failure> {
+        let Self { look, config } = self;
+        // Its copies are not needed any more.
+        drop(look);
+        let options =
+            OpenOptions { config: config.outbox, agent_id: config.agent.id, metrics: OutboxMetrics::default() };
+        match Outbox::open(&config.agent.state_dir, options) {
+            Ok(outbox) => Ok(Changer::Own(outbox)),
+            Err(error @ OpenError::Locked { .. }) => {
+                Err(Failure::new(Exit::TryAgain, format!("{error}: it began to use the outbox just now, try again")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Ctrl-C ends it between two steps, so that the outbox is closed in order.
+fn not_stopped() -> Result<(), Failure> {
+    stop::check().map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+}
+
+impl From<WouldError> for Failure {
+    fn from(error: WouldError) -> Self {
+        match error {
+            WouldError::Look(error) => error.into(),
+            WouldError::Change(error) => error.into(),
+        }
+    }
 }
 
 impl From<ChangeError> for Failure {
@@ -129,10 +170,13 @@ pub(super) fn confirmed(question: &str) -> Result<bool, Failure> {
             "there is no terminal to ask on: add --yes if you are sure, or --dry-run",
         ));
     }
+    // Nothing is open: whoever does not answer but stops it is not kept waiting for a line.
+    stopping::at_once();
     // Nobody is left to ask when the terminal is gone: then the answer is no.
     let _ = write!(io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
+    stopping::in_order();
     Ok(read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 

@@ -1,11 +1,9 @@
 //! `fieldpost outbox purge`
 
-use std::path::Path;
-
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, confirmed, no_dry_run, tell_before, time};
+use super::change::{Changer, Progress, confirmed, tell_before, time};
 use super::text::{self, list, size};
 use crate::clock;
 use crate::config::Span;
@@ -22,11 +20,12 @@ Delivered readings in the range that are still kept (outbox.retain) go with them
 First it says what would go, and asks. What a transaction with open outcome may hold stays, and is named: after \
 a start that was not clean these are up to 50,000 readings, until Kafka has answered.
 
-A purge of one source gives back the space of databases that hold nothing else; the rest comes back as they are \
+A purge of one source gives back the space of generations that hold nothing else; the rest comes back as they are \
 delivered.
 
 While a daemon runs it does this itself, asked over its control socket, and goes on taking readings. Without one \
-the outbox is opened here, which repairs and tidies it; so --dry-run needs a running daemon. Cut short at any \
+the outbox is opened here, which repairs and tidies it. --dry-run changes nothing either way: without a daemon it reads \
+the files, copies of them where need be. Cut short at any \
 moment, what was given up so far stays so, and the rest is untouched.
 
 Exit codes: 0 all that was meant is given up; 75 a transaction may hold some of it, which stays: purge again later; 1 some of \
@@ -63,7 +62,7 @@ pub(in crate::cli) struct Purge {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Only say what would go; needs a running daemon
+    /// Only say what would go
     #[arg(long)]
     dry_run: bool,
     /// The result as JSON
@@ -75,10 +74,8 @@ impl Purge {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let (json_wanted, dry_run) = (self.json, self.dry_run);
         let selection = self.selection()?;
-        let changer = Changer::find(self.config.clone(), |state_dir| self.may_open(state_dir))?;
-        let done = self.purge(selection, &changer);
-        changer.close();
-        let done = done?;
+        let changer = Changer::find(self.config.clone())?;
+        let done = self.purge(selection, changer)?;
         show(&if json_wanted { json(&done)? } else { page(&done) })?;
         staying(&done.left, dry_run).map_or(Ok(Exit::Done), Err)
     }
@@ -96,27 +93,22 @@ impl Purge {
         Ok(Selection { from: self.from, to: self.to, source, older_than_ms: age, ..Selection::default() })
     }
 
-    /// No daemon runs: what would go is known only after a start of the outbox.
-    fn may_open(&self, state_dir: &Path) -> Result<(), Failure> {
-        if self.dry_run {
-            return Err(no_dry_run(state_dir));
-        }
-        let question = format!(
-            "No daemon uses {}. To say what would go the outbox has to be opened, which repairs and tidies it as a start of \
-             the daemon does. Open it?",
-            state_dir.display()
-        );
-        if self.yes || confirmed(&question)? { Ok(()) } else { Err(nothing_purged()) }
-    }
-
-    fn purge(self, selection: Selection, changer: &Changer) -> Result<Purged, Failure> {
-        let would = run(Change { selection: selection.clone(), dry_run: true }, |c| changer.purge(c), |_: &Purged| ())?;
+    fn purge(self, selection: Selection, mut changer: Changer) -> Result<Purged, Failure> {
+        let would = changer.would_purge(&selection)?;
         if self.dry_run || (would.readings == 0 && would.generations == 0) {
             return Ok(Purged { dry_run: self.dry_run, ..would });
         }
+        changer.may_change()?;
         if !self.yes && !confirmed(&(page(&would) + &question(&would)))? {
             return Err(nothing_purged());
         }
+        let changer = changer.begin()?;
+        let done = Self::carry_out(selection, &would, &changer);
+        changer.close();
+        done
+    }
+
+    fn carry_out(selection: Selection, would: &Purged, changer: &Changer) -> Result<Purged, Failure> {
         // What was shown is what goes: not what came while the question stood.
         let selection = Selection { to: Some(would.to), older_than_ms: None, ..selection };
         let progress = Progress::over(would.from, would.to);
@@ -190,7 +182,7 @@ fn question(would: &Purged) -> String {
     }
     if would.generations > 0 {
         let (count, size) = (would.generations, size(would.freed_bytes));
-        parts.push(format!("remove {count} databases, {size}, with what is kept in them for replay"));
+        parts.push(format!("remove {count} generations, {size}, with what is kept in them for replay"));
     }
     let text = parts.join(" and ") + ", for ever?";
     text[..1].to_uppercase() + &text[1..]
@@ -210,7 +202,7 @@ fn page(purged: &Purged) -> String {
         row("received", format!("{oldest} to {newest}"));
     }
     row("looked at", format!("sequences {} to {}", purged.from, purged.to));
-    row("removed", format!("{} databases, {}", purged.generations, size(purged.freed_bytes)));
+    row("removed", format!("{} generations, {}", purged.generations, size(purged.freed_bytes)));
     for (name, ranges) in [("unread", &purged.unread), ("stay", &purged.left)] {
         for range in ranges.iter().take(RANGES_SHOWN_MAX) {
             row(name, format!("{} to {}: {}", range.from, range.to, range.why));
@@ -263,7 +255,7 @@ mod tests {
     fn the_question_names_all_that_goes() {
         let would = |readings, generations| Purged { readings, generations, freed_bytes: 3 << 20, ..Purged::default() };
         assert_eq!(question(&would(5, 0)), "Give up 5 readings that wait, for ever?");
-        let kept = "emove 2 databases, 3.0 MiB, with what is kept in them for replay, for ever?";
+        let kept = "emove 2 generations, 3.0 MiB, with what is kept in them for replay, for ever?";
         assert_eq!(question(&would(0, 2)), format!("R{kept}"));
         assert_eq!(question(&would(5, 2)), format!("Give up 5 readings that wait and r{kept}"));
     }

@@ -1,11 +1,9 @@
 //! `fieldpost outbox replay`
 
-use std::path::Path;
-
 use clap::{ArgGroup, Args};
 
 use super::super::{ConfigArguments, Exit, Failure, json, show};
-use super::change::{Changer, Progress, no_dry_run, tell_before, time};
+use super::change::{Changer, Progress, tell_before, time};
 use super::text::{self, list, size};
 use crate::outbox::{Change, Replayed, Selection, run};
 
@@ -21,7 +19,7 @@ It needs room: copies count towards outbox.max_bytes, and it stops before they w
 Records of losses are not sent again, they are counted.
 
 While a daemon runs it does this itself, asked over its control socket; without one the outbox is opened here, \
-which repairs and tidies it, so --dry-run needs a running daemon. Cut short, what was copied stays copied. \
+which repairs and tidies it. --dry-run changes nothing either way: without a daemon it reads the files. Cut short, what was copied stays copied. \
 It says how far it came: go on with --from, for running it again as it was would send the first part twice.
 
 Examples:
@@ -50,7 +48,7 @@ pub(in crate::cli) struct Replay {
     /// Everything that is kept
     #[arg(long)]
     all: bool,
-    /// Only say what would be sent; needs a running daemon
+    /// Only say what would be sent
     #[arg(long)]
     dry_run: bool,
     /// The result as JSON
@@ -60,18 +58,15 @@ pub(in crate::cli) struct Replay {
 
 impl Replay {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let (json_wanted, dry_run) = (self.json, self.dry_run);
-        let may_open = |state_dir: &Path| if dry_run { Err(no_dry_run(state_dir)) } else { Ok(()) };
-        let changer = Changer::find(self.config.clone(), may_open)?;
-        let done = self.replay(&changer);
-        changer.close();
-        let done = done?;
+        let json_wanted = self.json;
+        let changer = Changer::find(self.config.clone())?;
+        let done = self.replay(changer)?;
         show(&if json_wanted { json(&done)? } else { page(&done) })?;
         let Some(why) = &done.stopped else { return Ok(Exit::Done) };
         Err(Failure::new(Exit::Failed, format!("{why}; go on later with --from {}", done.reached + 1)))
     }
 
-    fn replay(self, changer: &Changer) -> Result<Replayed, Failure> {
+    fn replay(self, mut changer: Changer) -> Result<Replayed, Failure> {
         let selection = Selection {
             from: self.from,
             to: self.to,
@@ -80,8 +75,7 @@ impl Replay {
             until_ns: self.until,
             ..Selection::default()
         };
-        let would =
-            run(Change { selection: selection.clone(), dry_run: true }, |c| changer.replay(c), |_: &Replayed| ())?;
+        let would = changer.would_replay(&selection)?;
         if self.dry_run || would.readings == 0 {
             return Ok(Replayed { dry_run: self.dry_run, ..would });
         }
@@ -95,6 +89,14 @@ impl Replay {
             );
             return Err(Failure::new(Exit::Failed, text));
         }
+        changer.may_change()?;
+        let changer = changer.begin()?;
+        let done = Self::carry_out(selection, &would, &changer);
+        changer.close();
+        done
+    }
+
+    fn carry_out(selection: Selection, would: &Replayed, changer: &Changer) -> Result<Replayed, Failure> {
         // What is delivered meanwhile was not meant, least of all the copies.
         let selection = Selection { to: Some(would.reached), ..selection };
         let progress = Progress::over(would.from, would.reached);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
@@ -11,18 +11,37 @@ use super::super::tell;
 use crate::outbox::look::stop;
 
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+/// Whether the next signal ends the process at once.
+static AT_ONCE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// From now on the first signal ends the work in order, the second one at once.
 pub(super) fn listen() {
-    let (asked, which) = (stop::flag(), SIGNAL.get_or_init(Arc::default));
+    let (asked, which, at_once) = (stop::flag(), SIGNAL.get_or_init(Arc::default), AT_ONCE.get_or_init(Arc::default));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         let number = usize::try_from(signal).unwrap_or_default();
-        let heard = flag::register_conditional_default(signal, Arc::clone(&asked))
+        let heard = flag::register_conditional_default(signal, Arc::clone(at_once))
+            .and_then(|_| flag::register(signal, Arc::clone(at_once)))
             .and_then(|_| flag::register_usize(signal, Arc::clone(which), number))
             .and_then(|_| flag::register(signal, Arc::clone(&asked)));
         if let Err(error) = heard {
             tell(&format!("fieldpost: a signal will leave temporary files behind: {error}"));
         }
+    }
+}
+
+/// While somebody is asked a question: the first signal ends the process.
+pub(super) fn at_once() {
+    set_at_once(true);
+}
+
+/// Again as [`listen`] has it.
+pub(super) fn in_order() {
+    set_at_once(false);
+}
+
+fn set_at_once(at_once: bool) {
+    if let Some(flag) = AT_ONCE.get() {
+        flag.store(at_once, Ordering::Relaxed);
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Inspection {
     pub waiting: u64,
     /// When the oldest waiting reading came, as well as it is known.
     pub oldest_waiting_at: Option<String>,
-    /// Databases, oldest first.
+    /// Oldest first.
     pub generations: Vec<InspectedGeneration>,
     /// Readings on disk per source, delivered ones that are kept included.
     pub sources: BTreeMap<String, InspectedSource>,
@@ -68,7 +68,7 @@ pub struct Inspection {
     pub remarks: Vec<String>,
 }
 
-/// One database.
+/// One generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InspectedGeneration {
     /// Name of its directory.

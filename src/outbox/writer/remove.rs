@@ -1,7 +1,7 @@
 //! Removing generations: delivered ones, ones a policy drops, damaged ones. Nothing undelivered goes before its note is
 //! durable.
 
-use crate::{clock, config};
+use crate::config;
 
 use super::super::directory::GenerationId;
 use super::super::recovery::note;
@@ -190,13 +190,7 @@ impl Writer {
         }
     }
 
-    pub(super) fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
-        let Some(summary) = &listed.closed else { return false };
-        let now = clock::now();
-        if summary.boot_id == *self.tail.segment.boot_id {
-            return summary.last_received_mono_ns.saturating_add(age_ns) < now.mono_ns;
-        }
-        let age = now.wall_ns.saturating_sub(summary.last_received_wall_ns);
-        summary.synchronised && clock::synchronised() && u64::try_from(age).is_ok_and(|age| age > age_ns)
+    fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
+        listed.closed.as_ref().is_some_and(|summary| summary.is_older(age_ns, &self.tail.segment.boot_id))
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::config::outbox::WhenFull;
 
 use super::super::directory::{Free, GenerationId, disk_bytes};
-use super::super::limits::CONTROL_BYTES;
+use super::super::limits::{CONTROL_BYTES, FLOOR_BYTES_MIN};
 use super::super::view::Listed;
 use super::reserve::Reserve;
 use super::{ROOM_EVERY, Writer};
@@ -17,8 +17,6 @@ const MEASURE_EVERY: Duration = Duration::from_secs(1);
 const MARKS_BYTES: u64 = 16 << 10;
 /// Free inodes for a new generation and what belongs to it.
 const INODES_MIN: u64 = 32;
-/// Free space that is never used up, whatever `free_space_floor` says: for a new generation, notes, `pos`.
-const FLOOR_BYTES_MIN: u64 = 256 << 10;
 
 /// Why there is no room for readings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,20 +1,72 @@
-//! What is in a part of the log, for an owner who is about to change it: from summaries where they tell, else by reading.
+//! What somebody meets who is about to change the outbox: which generations, whose readings, how old. Looks and decides;
+//! changes nothing. The writer makes one of what it has open, and does what is planned; where no daemon runs one is made of
+//! the files, and says the same (`look/change.rs`).
+//!
+//! `survey/plan.rs` is about purges, `survey/copies.rs` about replays.
 
-use std::collections::BTreeMap;
+mod copies;
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytestring::ByteString;
 
 use crate::clock;
 use crate::outbox::{Cause, Left, Purged};
 use crate::record::{Flags, Kind, SourceId, Stored};
 
-use super::super::reader::live::Live;
-use super::super::reader::place::Found;
-use super::super::reader::walk::{Shelf, Trouble, Walk};
-use super::super::view::Listed;
-use super::Writer;
+use super::note::Notes;
+use super::purge::Purges;
+use super::reader::place::Found;
+use super::reader::walk::{Shelf, Trouble, Walk};
+use super::state::{Life, State};
+use super::view::{Listed, View};
+
+pub(super) use copies::{Copies, Pace};
+pub(super) use plan::{Plan, Plans};
+
+/// First and last sequence, inclusive.
+pub(super) type Range = (u64, u64);
 
 /// Generations that are read to find where the old readings end.
 const AGE_READ_MAX: usize = 4;
+
+/// The log at one moment.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// Oldest first.
+    pub(super) generations: Vec<Listed>,
+    /// Last sequence on the medium.
+    pub(super) durable: u64,
+    pub(super) notes: Arc<Notes>,
+    pub(super) purges: Arc<Purges>,
+    /// Of this process.
+    pub(super) boot_id: ByteString,
+    pub(super) agent: String,
+    pub(super) lives: Vec<Life>,
+    pub(super) hold: Hold,
+}
+
+/// What delivery has, and what it and others hold. It goes on meanwhile, so this is of one moment, too.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hold {
+    /// Last sequence that Kafka has.
+    pub(super) committed: u64,
+    /// What a transaction with open outcome may hold.
+    pub(super) protected: Option<Range>,
+    /// Numbers of generations that somebody reads.
+    pub(super) read: BTreeSet<u64>,
+}
+
+impl Hold {
+    pub(super) fn of(view: &View) -> Self {
+        let numbers = view.generations.iter().map(|listed| listed.id.number);
+        let read = numbers.filter(|number| view.marks.holds(*number)).collect();
+        Self { committed: view.committed, protected: view.protected, read }
+    }
+}
 
 /// Readings of some ranges.
 #[derive(Debug, Default)]
@@ -73,15 +125,48 @@ impl Count {
     }
 }
 
-impl Writer {
+impl Survey {
+    /// Of a running outbox. `durable`: last sequence on the medium.
+    pub(super) fn of(view: &View, state: &State, boot_id: &ByteString, durable: u64) -> Self {
+        Self {
+            generations: view.generations.iter().cloned().collect(),
+            durable,
+            notes: view.notes.clone(),
+            purges: view.purges.clone(),
+            boot_id: boot_id.clone(),
+            agent: state.agent.clone(),
+            lives: state.lives.clone(),
+            hold: Hold::of(view),
+        }
+    }
+
+    /// Generations with readings in this range, oldest first.
+    fn within(&self, from: u64, to: u64) -> Vec<Listed> {
+        let holds = |listed: &&Listed| {
+            let first = listed.first_sequence;
+            first <= to && self.last_of(listed) >= from.max(first)
+        };
+        self.generations.iter().filter(holds).cloned().collect()
+    }
+
+    /// Last durable sequence of a generation; below its first if it holds none.
+    fn last_of(&self, listed: &Listed) -> u64 {
+        listed.end_sequence().saturating_sub(1).min(self.durable)
+    }
+
     /// Readings in these ranges of a generation that neither a note nor a purge names yet; of one source, or of all.
-    pub(super) fn count_readings(&self, listed: &Listed, ranges: &[(u64, u64)], source: Option<&SourceId>) -> Count {
+    fn count_readings<S: Shelf>(
+        &self,
+        walk: &mut Walk<S>,
+        listed: &Listed,
+        ranges: &[(u64, u64)],
+        source: Option<&SourceId>,
+    ) -> Count {
         let Some((first, last)) = ranges.first().zip(ranges.last()).map(|(first, last)| (first.0, last.1)) else {
             return Count::default();
         };
         let whole = (first, last) == (listed.first_sequence, self.last_of(listed)) && ranges.len() == 1;
-        let untouched =
-            !self.memory.purges.touch(first, last) && self.memory.notes.uncovered(first, last) == [(first, last)];
+        let untouched = !self.purges.touch(first, last) && self.notes.uncovered(first, last) == [(first, last)];
         if let Some(summary) =
             listed.closed.as_ref().filter(|_| whole && untouched && source.is_none_or(|s| listed.holds_only(s)))
         {
@@ -93,13 +178,13 @@ impl Writer {
         }
         let mut count = Count { was_read: true, ..Count::default() };
         let mut unread = Vec::new();
-        let read = self.read((first, last), |seen| match seen {
+        let read = read(walk, (first, last), |seen| match seen {
             Seen::Reading(stored) => {
                 let (sequence, reading) = (stored.sequence.0, &stored.reading);
                 let meant = ranges.iter().any(|(from, to)| *from <= sequence && sequence <= *to)
                     && source.is_none_or(|source| stored.source == *source && reading.kind != Kind::Gap)
-                    && self.memory.notes.covering(sequence).is_none()
-                    && self.memory.purges.naming(sequence, &stored.source, reading.kind).is_none();
+                    && self.notes.covering(sequence).is_none()
+                    && self.purges.naming(sequence, &stored.source, reading.kind).is_none();
                 if meant {
                     count.add(&stored.source, reading.record_bytes() as u64, reading.received.wall_ns);
                 }
@@ -113,7 +198,7 @@ impl Writer {
         for (from, to, cause, why) in unread {
             let why = format!("{} cannot be read there: {why}", listed.id);
             log::warn!("a purge meets {from} to {to}: {why}");
-            let open = ranges.iter().flat_map(|range| self.memory.notes.uncovered(from.max(range.0), to.min(range.1)));
+            let open = ranges.iter().flat_map(|range| self.notes.uncovered(from.max(range.0), to.min(range.1)));
             count.unread.extend(open.map(|(from, to)| Left { from, to, cause, why: why.clone() }));
         }
         count
@@ -124,15 +209,15 @@ impl Writer {
     ///
     /// By the boot clock for readings of this boot; for others by stamps of a synchronised clock. A copy stands where it was
     /// copied, not where it came.
-    pub(super) fn older_through(&self, age: Duration) -> (u64, Option<Left>) {
+    fn older_through<S: Shelf>(&self, walk: &mut Walk<S>, age: Duration) -> (u64, Option<Left>) {
         let age_ns = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-        let generations: Vec<_> = self.shared.view().generations.iter().cloned().collect();
+        let generations = &self.generations;
         let whole = generations.iter().rposition(|listed| self.is_older(listed, age_ns));
         let mut through = whole.map_or(0, |at| self.last_of(&generations[at]));
         let mut unknown: Option<Left> = None;
         for listed in generations.iter().skip(whole.map_or(0, |at| at + 1)).take(AGE_READ_MAX) {
             let mut old = None;
-            let read = self.read((listed.first_sequence, self.last_of(listed)), |seen| match seen {
+            let read = read(walk, (listed.first_sequence, self.last_of(listed)), |seen| match seen {
                 Seen::Reading(stored) if self.is_old(stored, age_ns) => old = Some(stored.sequence.0),
                 _ => {}
             });
@@ -164,7 +249,7 @@ impl Writer {
             return false;
         }
         let now = clock::now();
-        if stored.boot_id == self.tail.segment.boot_id {
+        if stored.boot_id == self.boot_id {
             return reading.received.mono_ns.saturating_add(age_ns) < now.mono_ns;
         }
         let age = now.wall_ns.saturating_sub(reading.received.wall_ns);
@@ -173,26 +258,34 @@ impl Writer {
             && u64::try_from(age).is_ok_and(|age| age > age_ns)
     }
 
-    /// Hands what stands in a range on to `visit`; beside an error the sequence where it is.
-    fn read(&self, (from, to): (u64, u64), mut visit: impl FnMut(Seen<'_>)) -> Result<(), (u64, Trouble)> {
-        let mut walk = Walk::new(Live::new(self.shared.clone()));
-        let sight = walk.shelf.sight();
-        let mut next = from;
-        while next <= to {
-            match walk.find(next, &sight).map_err(|trouble| (next, trouble))? {
-                Found::Reading(stored) => {
-                    visit(Seen::Reading(&stored));
-                    next += 1;
-                }
-                Found::Missing(end, why) => {
-                    visit(Seen::Missing(next, end.min(to), why));
-                    next = end + 1;
-                }
-                Found::End => unreachable!("find() goes on to the next generation"),
-            }
-        }
-        Ok(())
+    /// Whether the youngest reading of a generation came at least this long ago.
+    fn is_older(&self, listed: &Listed, age_ns: u64) -> bool {
+        listed.closed.as_ref().is_some_and(|summary| summary.is_older(age_ns, &self.boot_id))
     }
+}
+
+/// Hands what stands in a range on to `visit`; beside an error the sequence where it is.
+fn read<S: Shelf>(
+    walk: &mut Walk<S>,
+    (from, to): Range,
+    mut visit: impl FnMut(Seen<'_>),
+) -> Result<(), (u64, Trouble)> {
+    let sight = walk.shelf.sight();
+    let mut next = from;
+    while next <= to {
+        match walk.find(next, &sight).map_err(|trouble| (next, trouble))? {
+            Found::Reading(stored) => {
+                visit(Seen::Reading(&stored));
+                next += 1;
+            }
+            Found::Missing(end, why) => {
+                visit(Seen::Missing(next, end.min(to), why));
+                next = end + 1;
+            }
+            Found::End => unreachable!("find() goes on to the next generation"),
+        }
+    }
+    Ok(())
 }
 
 /// What stands in the log.
