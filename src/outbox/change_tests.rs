@@ -481,3 +481,32 @@ fn beside_a_drain_every_reading_is_delivered_or_purged_and_counted_as_such() {
     assert!(delivered > 0 && purged > 0, "{delivered} {purged}");
     two.rig.close();
 }
+
+#[test]
+fn open_notes_are_bounded_in_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::open_with(dir.path(), options(ByteSize::mib(8)));
+    // A note counts up to 64 sources by name.
+    let mut sources: Vec<_> = (0..64).map(|n| rig.outbox.appender(&format!("{n:060}").as_str().into())).collect();
+    let ranges = 100;
+    for n in 0..ranges {
+        for (appender, _) in &sources {
+            let held = rig.outbox.held().try_acquire(1).unwrap();
+            let readings = vec![reading_of(n, 10, false)];
+            appender.submit(vec![Arrival { readings, packet: None, receipt: Receipt(n), held }]);
+        }
+        sources.iter_mut().for_each(|(_, answers)| drop(answers.blocking_recv().unwrap()));
+    }
+    let max = Sizes::of(8 << 20).notes_bytes_max();
+    let held = || rig.outbox.shared.view().notes.iter().map(note::Note::encoded_bytes).sum::<u64>();
+    let refused = (0..ranges).find_map(|n| {
+        // All but the last reading of it, so that it is no neighbour of the next.
+        let result = try_purge(&rig.outbox, &select(64 * n + 1, 64 * n + 63), false);
+        assert!(held() <= max, "{} of {max} bytes after {n} purges", held());
+        result.err().map(|error| (n, error))
+    });
+    let (count, error) = refused.expect("it is refused some time");
+    assert!(matches!(&error, ChangeError::Refused(why) if why.contains("gap records")), "{error}");
+    assert!(count < 70 && held() > max * 9 / 10, "{count}, {} of {max} bytes", held());
+    rig.close();
+}

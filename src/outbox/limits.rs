@@ -206,6 +206,11 @@ impl Sizes {
         Self { generation_raw_bytes: self.generation_raw_bytes.min(most), ..self }
     }
 
+    /// Open notes may take this much: they stand in every snapshot, at the head of each generation.
+    pub(super) fn notes_bytes_max(&self) -> u64 {
+        self.generation_raw_bytes / 4
+    }
+
     /// What may be on disk while a generation is rebuilt: then it is opened, and notes tell what is lost.
     pub(super) fn rebuilding_bytes_max(&self) -> u64 {
         self.max_bytes.saturating_sub(self.segment_bytes as u64 + CONTROL_BYTES)

@@ -5,7 +5,7 @@ use bytestring::ByteString;
 
 use crate::record::{Hole, Incarnation, Nonce, ReceiptTime, Sequence, SourceId};
 
-use super::entry::{own, put_time};
+use super::entry::{ENTRY_HEAD_BYTES, own, put_time};
 use super::wire::{Cursor, put_text};
 
 /// Most sources a note counts one by one; it must fit one block. The rest is in none of the counts.
@@ -76,6 +76,13 @@ impl Note {
             put_text(out, source.as_str());
             out.extend_from_slice(&count.to_le_bytes());
         }
+    }
+
+    /// Bytes it takes in every snapshot.
+    pub(super) fn encoded_bytes(&self) -> u64 {
+        let mut out = Vec::new();
+        self.put(&mut out);
+        (ENTRY_HEAD_BYTES + out.len()) as u64
     }
 
     pub(super) fn get(cursor: &mut Cursor<'_>) -> Option<Self> {

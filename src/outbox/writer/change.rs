@@ -14,9 +14,6 @@ use super::super::survey::{Hold, Plan, Plans, Survey};
 use super::queue::Work;
 use super::{SYNC_STALL, Writer};
 
-/// Open notes, at most: each costs some hundred bytes in every snapshot.
-const NOTES_MAX: usize = 4096;
-
 impl Writer {
     /// One step of a purge. Nothing may be under way.
     pub(super) fn purge(&mut self, change: &Change) -> Result<Step<Purged>, ChangeError> {
@@ -60,10 +57,12 @@ impl Writer {
     fn carry_out(&mut self, plans: &[Plan], source: Option<&SourceId>) -> Result<(), ChangeError> {
         let notes: Vec<_> = plans.iter().flat_map(|plan| self.notes_of(plan)).collect();
         let purges: Vec<_> = source.into_iter().flat_map(|source| self.purges_of(plans, source)).collect();
-        if !notes.is_empty() && self.memory.notes.iter().count() + notes.len() > NOTES_MAX {
+        let notes_bytes: u64 = self.memory.notes.iter().chain(&notes).map(Note::encoded_bytes).sum();
+        if !notes.is_empty() && notes_bytes > self.sizes.notes_bytes_max() {
             return Err(ChangeError::Refused(format!(
-                "more than {NOTES_MAX} ranges wait for their gap records already: purge one wide range, or wait until they \
-                 are delivered"
+                "what waits to be told by gap records would take more than {} bytes: purge one wide range, or wait until \
+                 they are delivered",
+                self.sizes.notes_bytes_max()
             )));
         }
         let mut open = self.memory.purges.clone();
