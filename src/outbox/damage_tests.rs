@@ -421,7 +421,13 @@ fn a_start_that_has_no_room_to_rebuild_the_newest_generation_gives_nothing_up() 
 }
 
 #[test]
-fn a_rebuilding_that_finds_no_room_is_tried_again() {
+fn a_rebuilding_that_finds_no_room_or_cannot_be_written_is_tried_again() {
+    for how in ["always full", "eio where one is rebuilt"] {
+        rebuilding_is_tried_again(how);
+    }
+}
+
+fn rebuilding_is_tried_again(how: &str) {
     let dir = tempfile::tempdir().unwrap();
     let wanted = filled(dir.path(), 4500);
     let oldest = databases(dir.path()).remove(0);
@@ -429,7 +435,7 @@ fn a_rebuilding_that_finds_no_room_is_tried_again() {
     overwrite(&oldest.join("db"), len / 3, &[0x5a; 64]);
     let rig = Rig::open_with(dir.path(), options(MAX));
     let fault = dir.path().join("outbox/fault-insert");
-    fs::write(&fault, "always full").unwrap();
+    fs::write(&fault, how).unwrap();
     let mut reader = rig.outbox.reader();
     let mut after = Sequence(0);
     let error = loop {

@@ -79,6 +79,14 @@ impl StoreError {
         }
     }
 
+    /// Of a database that is just being made: an error of the medium is no word about what it is made from.
+    pub(super) fn of_writing(self) -> Self {
+        match self {
+            Self::Damaged(text) if names(&text, libc::EIO) => Self::Io(io::Error::other(text)),
+            error => error,
+        }
+    }
+
     fn of_sled(error: sled::Error) -> Self {
         match error {
             sled::Error::Io(error) => Self::of_io(error),
@@ -255,6 +263,11 @@ impl Generation {
         if text == "always full" {
             return Err(StoreError::Full(text));
         }
+        if text == "eio where one is rebuilt" {
+            let is_rebuilt = self.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("dead-"));
+            let error = || StoreError::of_io(io::Error::from_raw_os_error(libc::EIO));
+            return if is_rebuilt { Err(error()) } else { Ok(()) };
+        }
         if let Some(ms) = text.strip_prefix("always ").and_then(|text| text.strip_suffix("ms")?.parse().ok()) {
             std::thread::sleep(Duration::from_millis(ms));
             return Ok(());
@@ -394,12 +407,16 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreE
 /// A panic in sled is damage, unless its text names an error that says nothing about the files: the machine has no more
 /// handles, threads or memory to give.
 fn of_panic(text: String) -> StoreError {
-    let names = |code: &i32| text.contains(&format!("code: {code},")) || text.contains(&format!("os error {code})"));
-    if [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM].iter().any(names) {
+    if [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM].iter().any(|code| names(&text, *code)) {
         StoreError::Io(io::Error::other(text))
     } else {
         StoreError::Damaged(text)
     }
+}
+
+/// Whether a text tells of an error of the operating system with this number.
+fn names(text: &str, code: i32) -> bool {
+    text.contains(&format!("code: {code},")) || text.contains(&format!("os error {code})"))
 }
 
 fn drop_guarded(db: sled::Db) {

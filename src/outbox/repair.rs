@@ -126,14 +126,15 @@ pub(super) fn rebuild(
     }
     let rebuilt = directory.rebuilding(id);
     if rebuilt.exists() {
-        fs::remove_dir_all(&rebuilt).map_err(StoreError::of_io)?;
+        fs::remove_dir_all(&rebuilt).map_err(StoreError::Io)?;
     }
     directory
         .make_room(image.len() as u64 + SMALL_FILES_BYTES, sizes.rebuilding_bytes_max())
-        .map_err(StoreError::of_io)?;
+        .map_err(StoreError::Io)?;
     let blocks = found.iter().map(|(key, (at, len))| (*key, &image[*at..at + len]));
-    let made = fill(directory, id, &rebuilt, sizes.segment_bytes, blocks);
-    let exchanged = made.and_then(|()| directory.exchange(id, sizes.damaged_bytes_max).map_err(StoreError::of_io));
+    let made = fill(directory, id, &rebuilt, sizes.segment_bytes, blocks).map_err(StoreError::of_writing);
+    let exchange = || directory.exchange(id, sizes.damaged_bytes_max).map_err(StoreError::Io);
+    let exchanged = made.and_then(|()| exchange());
     match exchanged {
         Ok(to) => {
             log::warn!("{id} was rebuilt from {} whole blocks; the damaged one is {}", found.len(), to.display());
