@@ -124,10 +124,6 @@ fn figures<const N: usize>(list: [(&str, f64); N]) -> Figures {
     list.into_iter().map(|(name, number)| (name.to_owned(), number)).collect()
 }
 
-fn group_of(pool: &Pool, at: u64, group: u64) -> impl Iterator<Item = Reading> + '_ {
-    (at..at + group).map(|n| pool.get(n))
-}
-
 /// Appends groups until the time is up, after a tenth of it to warm up; rate and CPU.
 fn timed(group: u64, seconds: f64, mut append: impl FnMut(u64)) -> Figures {
     let mut at = 0;
@@ -158,7 +154,7 @@ fn append_ours(group: u64, bytes: usize, seconds: f64, codec: &str) -> Figures {
     let (outbox, metrics) = ours::open(directory.path(), codec);
     let mut source = SourceSide::new(&outbox, "plant");
     let before = machine::written_bytes();
-    let mut found = timed(group, seconds, |at| source.append(group_of(&pool, at, group)));
+    let mut found = timed(group, seconds, |at| source.append(pool.group(at, group)));
     found.insert("syncs".to_owned(), syncs(&metrics));
     found.insert("encoded bytes".to_owned(), metrics.written_bytes.get() as f64);
     found.insert("written bytes".to_owned(), (machine::written_bytes() - before) as f64);
@@ -170,7 +166,7 @@ fn append_plain(group: u64, bytes: usize, seconds: f64) -> Figures {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let pool = Pool::of(bytes);
     let mut file = PlainFile::create(&directory.path().join("plain")).expect("it is made");
-    let mut found = timed(group, seconds, |at| file.append(group_of(&pool, at, group)).expect("it writes"));
+    let mut found = timed(group, seconds, |at| file.append(pool.group(at, group)).expect("it writes"));
     found.insert("syncs".to_owned(), file.syncs as f64);
     found
 }
@@ -182,13 +178,13 @@ fn some_groups(side: Side, directory: &Path, group: u64, groups: u64, bytes: usi
         Side::Outbox => {
             let (outbox, metrics) = ours::open(directory, "zstd");
             let mut source = SourceSide::new(&outbox, "plant");
-            (0..groups).for_each(|n| source.append(group_of(&pool, n * group, group)));
+            (0..groups).for_each(|n| source.append(pool.group(n * group, group)));
             outbox.close(Duration::from_secs(60));
             syncs(&metrics)
         }
         Side::Plain => {
             let mut file = PlainFile::create(&directory.join("plain")).expect("it is made");
-            (0..groups).for_each(|n| file.append(group_of(&pool, n * group, group)).expect("it writes"));
+            (0..groups).for_each(|n| file.append(pool.group(n * group, group)).expect("it writes"));
             file.syncs as f64
         }
     };
@@ -269,7 +265,7 @@ fn closed_loop<W: FnMut(Reading) + Send + 'static>(
                 let mut latencies = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let started = Instant::now();
-                    append(pool.get((latencies.len() * 64 + number) as u64));
+                    append(pool.group((latencies.len() * 64 + number) as u64, 1).next().expect("one"));
                     latencies.push(started.elapsed());
                 }
                 latencies
@@ -302,7 +298,7 @@ fn beside_ours(group: u64, bytes: usize, seconds: f64) -> Figures {
     };
     let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(work).expect("a thread can be started");
     let mut source = SourceSide::new(&outbox, "plant");
-    let mut found = timed(group, seconds, |at| source.append(group_of(&pool, at, group)));
+    let mut found = timed(group, seconds, |at| source.append(pool.group(at, group)));
     // The last group became durable just now.
     let read = drained.load(Ordering::Relaxed);
     stop.store(true, Ordering::Relaxed);
@@ -329,7 +325,7 @@ fn beside_plain(group: u64, bytes: usize, seconds: f64) -> Figures {
     };
     let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(work).expect("a thread can be started");
     let mut found = timed(group, seconds, |at| {
-        file.append(group_of(&pool, at, group)).expect("it writes");
+        file.append(pool.group(at, group)).expect("it writes");
         durable.store(file.length, Ordering::Release);
         thread.thread().unpark();
     });
@@ -356,7 +352,7 @@ fn drain_ours(readings: u64, bytes: usize) -> Figures {
     let pool = Pool::of(bytes);
     let (outbox, _) = ours::open(directory.path(), "zstd");
     let mut source = SourceSide::new(&outbox, "plant");
-    (0..readings / FILL_GROUP).for_each(|n| source.append(group_of(&pool, n * FILL_GROUP, FILL_GROUP)));
+    (0..readings / FILL_GROUP).for_each(|n| source.append(pool.group(n * FILL_GROUP, FILL_GROUP)));
     let mut drain = DrainSide::new(&outbox);
     rate(readings, || {
         let mut left = readings / FILL_GROUP * FILL_GROUP;
@@ -371,8 +367,7 @@ fn drain_plain(readings: u64, bytes: usize) -> Figures {
     let path = directory.path().join("plain");
     let pool = Pool::of(bytes);
     let mut file = PlainFile::create(&path).expect("it is made");
-    (0..readings / FILL_GROUP)
-        .for_each(|n| file.append(group_of(&pool, n * FILL_GROUP, FILL_GROUP)).expect("it writes"));
+    (0..readings / FILL_GROUP).for_each(|n| file.append(pool.group(n * FILL_GROUP, FILL_GROUP)).expect("it writes"));
     let mut reader = PlainReader::open(&path).expect("it opens");
     rate(readings, || {
         let mut left = readings / FILL_GROUP * FILL_GROUP;
@@ -388,7 +383,7 @@ fn disk(readings: u64, bytes: usize) -> Figures {
     let pool = Pool::of(bytes);
     let (outbox, metrics) = ours::open(directory.path(), "zstd");
     let mut source = SourceSide::new(&outbox, "plant");
-    (0..readings / FILL_GROUP).for_each(|n| source.append(group_of(&pool, n * FILL_GROUP, FILL_GROUP)));
+    (0..readings / FILL_GROUP).for_each(|n| source.append(pool.group(n * FILL_GROUP, FILL_GROUP)));
     let generations = outbox.look().inspect().expect("it can be looked at");
     let of_one = generations.generations.iter().map(|generation| generation.bytes).max().unwrap_or(0);
     let mut found = figures([

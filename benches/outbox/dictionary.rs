@@ -15,7 +15,7 @@ fn raw_blocks(group: usize) -> Vec<Vec<u8>> {
     let pool = Pool::of(VALUE_BYTES);
     let block = |at: usize| {
         let mut raw = Vec::new();
-        (at * group..(at + 1) * group).for_each(|n| put(&mut raw, &pool.get(n as u64)));
+        pool.group((at * group) as u64, group as u64).for_each(|reading| put(&mut raw, &reading));
         raw
     };
     (0..READINGS / group).map(block).collect()

@@ -11,6 +11,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 /// As the drain asks for it.
 const BUDGET: Budget = Budget { records_max: 5000, bytes_max: 2 << 20 };
 
+/// A source hands over what it has got so far, at most this much at once (`intake::source`).
+const SUBMITTED_MAX: usize = 512;
+
 pub(crate) fn open(directory: &Path, codec: &str) -> (Outbox, OutboxMetrics) {
     let compression = match codec {
         "zstd" => config::outbox::Compression::Zstd,
@@ -46,9 +49,16 @@ impl SourceSide {
             held: held.try_acquire(reading.value.len()).expect("the group fits the budget"),
             readings: vec![reading],
         };
-        let arrivals: Vec<Arrival> = readings.enumerate().map(arrival).collect();
-        let mut left = arrivals.len();
-        self.appender.submit(arrivals);
+        let mut arrivals = readings.enumerate().map(arrival);
+        let mut left = 0;
+        loop {
+            let some: Vec<Arrival> = arrivals.by_ref().take(SUBMITTED_MAX).collect();
+            if some.is_empty() {
+                break;
+            }
+            left += some.len();
+            self.appender.submit(some);
+        }
         while left > 0 {
             left -= self.answers.blocking_recv().expect("the outbox answers").done.len();
         }

@@ -1,7 +1,11 @@
 //! Telemetry as devices send it: JSON with a counter, a time and measured values.
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use fieldpost::record::{Flags, Kind, MqttOrigin, Qos, Reading, ReceiptTime};
+
+/// Bytes that a source reads from its socket at once, at most.
+const SOCKET_BYTES: usize = 64 << 10;
 
 /// Readings made beforehand, so that making them costs neither side anything. More than one block holds, so that no
 /// codec finds a reading twice.
@@ -13,9 +17,39 @@ impl Pool {
         Self((0..count).map(|n| reading(n as u64, value_bytes)).collect())
     }
 
-    pub(crate) fn get(&self, n: u64) -> Reading {
-        self.0[(n % self.0.len() as u64) as usize].clone()
+    /// So many from `at` on, as an MQTT source hands them on: topic and value are parts of the buffer that was read from the
+    /// socket, the device's name is a text of its own.
+    pub(crate) fn group(&self, at: u64, count: u64) -> impl Iterator<Item = Reading> + '_ {
+        let known = move |n: u64| &self.0[(n % self.0.len() as u64) as usize];
+        let mut buffer = Bytes::new();
+        (at..at + count).map(move |n| {
+            let reading = known(n);
+            let topic = &reading.mqtt.as_ref().expect("set").topic;
+            if buffer.is_empty() {
+                buffer = read_from_socket((n..at + count).map(known));
+            }
+            let mqtt = MqttOrigin {
+                topic: ByteString::try_from(buffer.split_to(topic.len())).expect("a topic is text"),
+                ..reading.mqtt.clone().expect("set")
+            };
+            let value = buffer.split_to(reading.value.len());
+            Reading { device: ByteString::from(&*reading.device), mqtt: Some(mqtt), value, ..reading.clone() }
+        })
     }
+}
+
+/// Topics and values of readings, one behind the other, as much as is read at once.
+fn read_from_socket<'a>(readings: impl Iterator<Item = &'a Reading>) -> Bytes {
+    let mut buffer = Vec::with_capacity(SOCKET_BYTES);
+    for reading in readings {
+        let topic = &reading.mqtt.as_ref().expect("set").topic;
+        if !buffer.is_empty() && buffer.len() + topic.len() + reading.value.len() > SOCKET_BYTES {
+            break;
+        }
+        buffer.extend_from_slice(topic.as_bytes());
+        buffer.extend_from_slice(&reading.value);
+    }
+    Bytes::from(buffer)
 }
 
 /// SplitMix64's finaliser (Steele, Lea, Flood 2014).
