@@ -261,6 +261,11 @@ impl Decoder {
     /// Checks and unpacks a block.
     pub(super) fn decode(&mut self, block: &[u8]) -> Result<(Head, Bytes), BlockError> {
         let head = check(block)?;
+        Ok((head, self.unpack(block)?))
+    }
+
+    /// Unpacks a block that [`check`] has found good.
+    pub(super) fn unpack(&mut self, block: &[u8]) -> Result<Bytes, BlockError> {
         let raw_len = u32::from_le_bytes(block[29..33].try_into().expect("four bytes of a checked length")) as usize;
         if raw_len > RAW_BYTES_MAX {
             return Err(BlockError::TooLarge(raw_len));
@@ -275,7 +280,7 @@ impl Decoder {
         if raw.len() != raw_len {
             return Err(BlockError::Unpack);
         }
-        Ok((head, Bytes::from(raw)))
+        Ok(Bytes::from(raw))
     }
 
     fn unpack_zstd(&mut self, payload: &[u8], raw_len: usize) -> Result<Vec<u8>, BlockError> {

@@ -2,8 +2,9 @@
 //!
 //! What cannot be read becomes a note first (through the writer, durable), then a hole. A note wins over what may still
 //! stand in a generation. `walk.rs` finds what stands at a sequence, `place.rs` reads in one generation, `live.rs` is
-//! the catalogue of a running outbox.
+//! the catalogue of a running outbox, `ahead.rs` opens what comes next.
 
+mod ahead;
 pub(super) mod live;
 pub(super) mod place;
 pub(super) mod walk;
@@ -37,7 +38,7 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, commands: Sender<Command>) -> Self {
-        Self { walk: Walk::new(Live::new(shared)), commands }
+        Self { walk: Walk::new(Live::draining(shared)), commands }
     }
 
     /// Items after `after` (exclusive), as many as fit the budget; empty if there are none. Damaged ranges come as holes
@@ -46,6 +47,7 @@ impl Reader {
         let mut batch = Batch::default();
         let mut next = after.0 + 1;
         let mut sight = self.look_at(next)?;
+        self.walk.look_up();
         while next <= sight.durable_sequence && batch.items.len() < budget.records_max {
             // A run of purged readings is one item, however many databases it takes to read it.
             if next - after.0 > super::IN_DOUBT_MAX && !batch.items.is_empty() {
@@ -61,7 +63,6 @@ impl Reader {
             }
             match self.find(next, &sight)? {
                 Found::Reading(stored) => {
-                    let stored = *stored;
                     let (kind, source) = (stored.reading.kind, &stored.source);
                     if let Some(purge) = sight.purges.naming(next, source, kind) {
                         if !fits_life(&batch, stored.incarnation) {
@@ -85,12 +86,12 @@ impl Reader {
                 // What was found goes first; the next call comes back here.
                 Found::Missing(..) | Found::End if !batch.items.is_empty() => break,
                 // Dropped by a policy since we looked: that is told already.
-                Found::Missing(..) if self.walk.shelf.sight().notes.covering(next).is_some() => {
-                    sight = self.walk.shelf.sight();
+                Found::Missing(..) if self.walk.sight().notes.covering(next).is_some() => {
+                    sight = self.walk.sight();
                 }
                 Found::Missing(to, why) => {
                     self.note_missing(next, to.min(sight.durable_sequence), &why, &sight)?;
-                    sight = self.walk.shelf.sight();
+                    sight = self.walk.sight();
                 }
                 Found::End => unreachable!("find() goes on to the next generation"),
             }

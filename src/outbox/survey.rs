@@ -270,7 +270,7 @@ fn read<S: Shelf>(
     (from, to): Range,
     mut visit: impl FnMut(Seen<'_>),
 ) -> Result<(), (u64, Trouble)> {
-    let sight = walk.shelf.sight();
+    let sight = walk.sight();
     let mut next = from;
     while next <= to {
         match walk.find(next, &sight).map_err(|trouble| (next, trouble))? {

@@ -92,6 +92,8 @@ pub(super) struct View {
     pub(super) queued: HashMap<SourceId, Queued>,
     /// A reader cannot open a generation because the disk is full.
     pub(super) reserve_wanted: bool,
+    /// There is room for more than the next group: a generation may be opened before its turn.
+    pub(super) is_roomy: bool,
     /// Bytes on disk.
     pub(super) bytes: u64,
     /// `ok`, `full`, `failing: ...`.
@@ -143,6 +145,7 @@ impl View {
             protected: None,
             queued: HashMap::new(),
             reserve_wanted: false,
+            is_roomy: false,
             bytes: 0,
             state: "ok".to_owned(),
             dropped: 0,

@@ -55,7 +55,7 @@ impl Looker {
         if self.walk.shelf.is_closed() {
             return Err(LookError::Busy("the daemon is stopping".to_owned()));
         }
-        let mut sight = self.walk.shelf.sight();
+        let mut sight = self.walk.sight();
         while *next <= end.min(sight.durable_sequence) && bytes < BATCH_BYTES && seen.len() < BATCH_RECORDS {
             if let Some(note) = sight.notes.covering(*next) {
                 let to = note.to.min(end);
@@ -69,7 +69,7 @@ impl Looker {
                     let reading = &stored.reading;
                     seen.push(match sight.purges.naming(*next, &stored.source, reading.kind) {
                         Some(purge) => Seen::Gap(GapLine::of_hole(&purge.hole(&stored))),
-                        None => Seen::Reading(stored),
+                        None => Seen::Reading(Box::new(stored)),
                     });
                     *next += 1;
                     continue;
@@ -82,7 +82,7 @@ impl Looker {
                 Err(Trouble::Later(text)) => return Err(LookError::Foreign(text)),
             };
             // It may have been delivered or dropped while we looked.
-            sight = self.walk.shelf.sight();
+            sight = self.walk.sight();
             if sight.notes.covering(*next).is_some() {
                 continue;
             }

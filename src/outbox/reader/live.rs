@@ -6,6 +6,7 @@ use super::super::directory::GenerationId;
 use super::super::entry::Segment;
 use super::super::generation::{Generation, StoreError};
 use super::super::view::{Listed, Mark, Shared, View};
+use super::ahead::Ahead;
 use super::place::Sight;
 use super::walk::{Shelf, Taken};
 
@@ -16,16 +17,24 @@ pub(in crate::outbox) struct Live {
     mark: Mark,
     /// Whether the reserve may be given up for it. Not for somebody who only looks.
     takes_reserve: bool,
+    /// Whether it goes through all generations in turn: then each is opened ahead.
+    opens_ahead: bool,
+    ahead: Option<Ahead>,
 }
 
 impl Live {
     pub(in crate::outbox) fn new(shared: Arc<Shared>) -> Self {
-        Self { mark: Mark::new(shared.clone()), shared, takes_reserve: true }
+        Self { mark: Mark::new(shared.clone()), shared, takes_reserve: true, opens_ahead: false, ahead: None }
     }
 
     /// For somebody who only looks.
     pub(in crate::outbox) fn looking(shared: Arc<Shared>) -> Self {
         Self { takes_reserve: false, ..Self::new(shared) }
+    }
+
+    /// For the drain.
+    pub(super) fn draining(shared: Arc<Shared>) -> Self {
+        Self { opens_ahead: true, ..Self::new(shared) }
     }
 
     /// Whether the generation it reads ends before `next`.
@@ -52,6 +61,30 @@ impl Live {
         let view = self.shared.view();
         let listed = view.generations.iter().find(|listed| listed.id == id).ok_or(StoreError::Closed)?;
         Ok(listed.live.upgrade().filter(|generation| generation.is_open()))
+    }
+
+    fn open_now(&self, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
+        if let Some(generation) = listed.live.upgrade().filter(|generation| generation.is_open()) {
+            return Ok(generation);
+        }
+        let _one_at_a_time = self.shared.opening();
+        // Somebody may have opened it while we waited, or the writer has moved it away.
+        if let Some(generation) = self.live(listed.id)? {
+            return Ok(generation);
+        }
+        let opened = Generation::open_closed(&self.shared.directory, listed.id);
+        let bytes = self.shared.directory.generation_bytes(listed.id);
+        let mut view = self.shared.view();
+        if let Err(StoreError::Full(_)) = &opened {
+            // Opening takes up to a segment: the writer gives the reserve up for it, and the next try finds the room.
+            view.reserve_wanted |= self.takes_reserve;
+        }
+        let generation = Arc::new(opened?);
+        if let Some(known) = view.generations.iter_mut().find(|known| known.id == listed.id) {
+            known.live = Arc::downgrade(&generation);
+            known.disk_bytes = bytes;
+        }
+        Ok(generation)
     }
 
     pub(in crate::outbox) fn shared(&self) -> &Shared {
@@ -90,25 +123,10 @@ impl Shelf for Live {
 
     /// A database is open only once in a process: the handle is shared by all readers and the writer.
     fn open(&mut self, listed: &Listed) -> Result<Arc<Generation>, StoreError> {
-        if let Some(generation) = listed.live.upgrade().filter(|generation| generation.is_open()) {
-            return Ok(generation);
-        }
-        let _one_at_a_time = self.shared.opening();
-        // Somebody may have opened it while we waited, or the writer has moved it away.
-        if let Some(generation) = self.live(listed.id)? {
-            return Ok(generation);
-        }
-        let opened = Generation::open_closed(&self.shared.directory, listed.id);
-        let bytes = self.shared.directory.generation_bytes(listed.id);
-        let mut view = self.shared.view();
-        if let Err(StoreError::Full(_)) = &opened {
-            // Opening takes up to a segment: the writer gives the reserve up for it, and the next try finds the room.
-            view.reserve_wanted |= self.takes_reserve;
-        }
-        let generation = Arc::new(opened?);
-        if let Some(known) = view.generations.iter_mut().find(|known| known.id == listed.id) {
-            known.live = Arc::downgrade(&generation);
-            known.disk_bytes = bytes;
+        let ahead = self.ahead.take().and_then(|ahead| ahead.take(listed.id));
+        let generation = ahead.map_or_else(|| self.open_now(listed), Ok)?;
+        if self.opens_ahead {
+            self.ahead = Ahead::of(&self.shared, listed.id);
         }
         Ok(generation)
     }

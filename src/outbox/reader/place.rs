@@ -42,8 +42,9 @@ struct Block {
 
 /// What stands at a sequence.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly every one is a reading")]
 pub(in crate::outbox) enum Found {
-    Reading(Box<Stored>),
+    Reading(Stored),
     /// Nothing up to here, inclusive; why.
     Missing(u64, String),
     /// The generation ends before it.
@@ -74,14 +75,14 @@ fn store(entry: ReadingEntry, sequence: u64, sight: &Sight, own: &[Segment]) -> 
     let Some(segment) = segment else {
         return Found::Missing(sequence, "no segment says whose sequence it is".to_owned());
     };
-    Found::Reading(Box::new(Stored {
+    Found::Reading(Stored {
         sequence: Sequence(sequence),
         incarnation: segment.incarnation,
         segment: segment.nonce,
         boot_id: segment.boot_id.clone(),
         source: entry.source,
         reading: entry.reading,
-    }))
+    })
 }
 
 impl Place {
@@ -145,8 +146,8 @@ impl Place {
             if head.end_sequence() < next {
                 continue;
             }
-            let raw = match decoder.decode(&bytes) {
-                Ok((_, raw)) => raw,
+            let raw = match decoder.unpack(&bytes) {
+                Ok(raw) => raw,
                 Err(error) => {
                     log::error!("block {key} of {}: {error}", self.generation.id());
                     self.parts_whole = false;

@@ -63,6 +63,8 @@ pub(in crate::outbox) struct Walk<S> {
     pub(in crate::outbox) shelf: S,
     decoder: Decoder,
     cursor: Option<Place>,
+    /// Where the cursor stands, as the shelf told it last. Asked again for each reading it would cost a third of reading.
+    taken: Option<Box<Listed>>,
     /// Read, but above the budget of its batch: it begins the next one.
     kept: Option<Stored>,
     /// The generation that failed last: one reopening is granted.
@@ -71,7 +73,7 @@ pub(in crate::outbox) struct Walk<S> {
 
 impl<S: Shelf> Walk<S> {
     pub(in crate::outbox) fn new(shelf: S) -> Self {
-        Self { shelf, decoder: Decoder::default(), cursor: None, kept: None, failed: None }
+        Self { shelf, decoder: Decoder::default(), cursor: None, taken: None, kept: None, failed: None }
     }
 
     /// Gives a reading back: the next [`Self::find`] begins with it.
@@ -79,28 +81,40 @@ impl<S: Shelf> Walk<S> {
         self.kept = Some(stored);
     }
 
+    /// The log as it is now. The generation at hand was taken by an earlier sight: it is asked for anew.
+    pub(in crate::outbox) fn sight(&mut self) -> Sight {
+        self.look_up();
+        self.shelf.sight()
+    }
+
+    /// Asks the shelf anew where things stand. Due with each sight that does not come from [`Self::sight`].
+    pub(in crate::outbox) fn look_up(&mut self) {
+        self.taken = None;
+    }
+
     /// Lets the generation go that is being read, but keeps its place in it.
     pub(in crate::outbox) fn pause(&mut self) {
+        self.taken = None;
         self.shelf.leave();
     }
 
     /// Lets go of the generation that is open.
     pub(in crate::outbox) fn rest(&mut self) {
-        self.cursor = None;
+        (self.cursor, self.taken) = (None, None);
         self.shelf.leave();
     }
 
     /// What stands at `next`, in whatever generation it is; never [`Found::End`].
     pub(in crate::outbox) fn find(&mut self, next: u64, sight: &Sight) -> Result<Found, Trouble> {
         if let Some(kept) = self.kept.take().filter(|kept| kept.sequence.0 == next) {
-            return Ok(Found::Reading(Box::new(kept)));
+            return Ok(Found::Reading(kept));
         }
         loop {
-            let Some(listed) = self.go_to(next)? else {
+            if !self.go_to(next)? {
                 let to = self.shelf.first_after(next).map_or(sight.durable_sequence, |first| first - 1);
                 return Ok(Found::Missing(to, "no generation holds it".to_owned()));
-            };
-            let place = self.cursor.as_mut().expect("go_to opened it");
+            }
+            let (place, listed) = self.cursor.as_mut().zip(self.taken.as_ref()).expect("go_to went there");
             let end_index = listed.closed.as_ref().map_or(u64::MAX, |summary| summary.end_index);
             let end_index = end_index.min(sight.durable_index + 1);
             match place.find(next, end_index, sight, &mut self.decoder) {
@@ -112,41 +126,49 @@ impl<S: Shelf> Walk<S> {
                     self.failed = None;
                     return Ok(found);
                 }
-                Err(error) => self.store_failed(listed.id, error)?,
+                Err(error) => {
+                    let id = listed.id;
+                    self.store_failed(id, error)?;
+                }
             }
         }
     }
 
-    /// Opens the generation that holds `next`, unless it is open; its entry in the catalogue.
-    fn go_to(&mut self, next: u64) -> Result<Option<Listed>, Trouble> {
+    /// Takes the generation that holds `next` and opens it, unless it is at hand; `false`: none does.
+    fn go_to(&mut self, next: u64) -> Result<bool, Trouble> {
         for _ in 0..CLAIMED_TRIES {
-            let listed = match self.shelf.take(next) {
-                Taken::Generation(listed) => *listed,
-                Taken::Wait => {
-                    std::thread::sleep(CLAIMED_WAIT);
-                    continue;
-                }
-                Taken::Nothing => {
-                    self.cursor = None;
-                    return Ok(None);
-                }
-            };
-            if let Some(place) = &mut self.cursor {
-                if place.generation.id() == listed.id {
-                    if place.sequence > next {
-                        place.rewind();
+            let at_hand = self.taken.as_ref().is_some_and(|listed| listed.holds(next));
+            if !at_hand {
+                match self.shelf.take(next) {
+                    Taken::Generation(listed) => self.taken = Some(listed),
+                    Taken::Wait => {
+                        std::thread::sleep(CLAIMED_WAIT);
+                        continue;
                     }
-                    return Ok(Some(listed));
+                    Taken::Nothing => {
+                        (self.cursor, self.taken) = (None, None);
+                        return Ok(false);
+                    }
                 }
             }
+            let listed = self.taken.as_ref().expect("just taken");
+            if let Some(place) = self.cursor.as_mut().filter(|place| place.generation.id() == listed.id) {
+                if place.sequence > next {
+                    place.rewind();
+                }
+                return Ok(true);
+            }
             self.cursor = None;
-            match unless_busy(|| self.shelf.open(&listed)) {
+            match unless_busy(|| self.shelf.open(listed)) {
                 Ok(generation) => {
                     let segments = self.shelf.segments(&generation);
                     self.cursor = Some(Place::start(generation, segments));
-                    return Ok(Some(listed));
+                    return Ok(true);
                 }
-                Err(error) => self.store_failed(listed.id, error)?,
+                Err(error) => {
+                    let id = listed.id;
+                    self.store_failed(id, error)?;
+                }
             }
         }
         Err(Trouble::Busy("a generation stays claimed".to_owned()))
@@ -154,7 +176,7 @@ impl<S: Shelf> Walk<S> {
 
     /// Whether it is worth another look; a generation is opened once more before it counts as damaged.
     fn store_failed(&mut self, id: GenerationId, error: StoreError) -> Result<(), Trouble> {
-        self.cursor = None;
+        (self.cursor, self.taken) = (None, None);
         match error {
             StoreError::Closed if self.shelf.is_closed() => Err(Trouble::Store("the outbox is closed".to_owned())),
             // Closed under us: it may be on its way out of the catalogue.

@@ -46,11 +46,11 @@ impl Survey {
         let mut found = Copies::default();
         (found.report.dry_run, found.report.from, found.report.reached) = (change.dry_run, from, to);
         let mut density = Density::default();
-        let sight = walk.shelf.sight();
+        let sight = walk.sight();
         let mut next = from;
         while next <= to {
             let stored = match walk.find(next, &sight).map_err(refused)? {
-                Found::Reading(stored) => *stored,
+                Found::Reading(stored) => stored,
                 Found::Missing(end, _) => {
                     next = end + 1;
                     continue;

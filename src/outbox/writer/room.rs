@@ -15,6 +15,8 @@ use super::{ROOM_EVERY, Writer};
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 /// Directory, `conf` and marks of the newest generation.
 const MARKS_BYTES: u64 = 16 << 10;
+/// Room for so many segments above all floors is plenty: a database that is opened takes one.
+const ROOMY_SEGMENTS: u64 = 4;
 /// Free inodes for a new generation and what belongs to it.
 const INODES_MIN: u64 = 32;
 
@@ -99,10 +101,13 @@ impl Writer {
         self.measure();
         while let Some(lack) = self.lack() {
             if !self.make_room(&lack) {
+                self.shared.view().is_roomy = false;
                 return self.be_full(lack);
             }
             self.measure();
         }
+        let is_roomy = self.left_bytes() > self.floor_bytes() + ROOMY_SEGMENTS * self.sizes.segment_bytes as u64;
+        self.shared.view().is_roomy = is_roomy;
         if self.room.lack.take().is_some() {
             log::info!("the outbox has room again");
             self.set_state("ok");
