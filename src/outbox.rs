@@ -35,6 +35,8 @@ mod memory;
 mod model_tests;
 mod note;
 #[cfg(test)]
+mod overlap_tests;
+#[cfg(test)]
 mod oversize_tests;
 mod packer;
 #[cfg(test)]

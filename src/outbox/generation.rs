@@ -127,6 +127,8 @@ pub(super) struct Generation {
     closed_bytes: Option<u64>,
     /// Something was inserted since the last sync.
     dirty: AtomicBool,
+    /// A sync is under way: what is inserted now would count as synced and not be.
+    syncing: AtomicBool,
 }
 
 impl std::fmt::Debug for Generation {
@@ -211,6 +213,7 @@ impl Generation {
                 inner: RwLock::new(Some(Open { db, trees, file })),
                 closed_bytes: None,
                 dirty: AtomicBool::new(false),
+                syncing: AtomicBool::new(false),
             }),
             Err(error) => {
                 drop(trees);
@@ -230,22 +233,27 @@ impl Generation {
 
     /// Inserts a block under the index of its first entry.
     pub(super) fn insert(&self, first_index: u64, block: &[u8]) -> Result<(), StoreError> {
+        debug_assert!(!self.syncing.load(Ordering::Acquire), "nothing is inserted during a sync");
         self.dirty.store(true, Ordering::Release);
         #[cfg(test)]
         self.fault("fault-insert")?;
         self.with(|open| guarded(|| open.trees.insert(&open.db, first_index, block)))
     }
 
-    /// Everything inserted is on the medium when this returns.
+    /// Everything inserted is on the medium when this returns. Nothing may be inserted meanwhile.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.with(|open| {
+        self.syncing.store(true, Ordering::Release);
+        let result = self.with(|open| {
             guarded(|| open.db.flush().map(|_| ()))?;
             #[cfg(test)]
             self.fault("fault-sync")?;
             open.file.sync_data().map_err(StoreError::of_io)
-        })?;
-        self.dirty.store(false, Ordering::Release);
-        Ok(())
+        });
+        self.syncing.store(false, Ordering::Release);
+        if result.is_ok() {
+            self.dirty.store(false, Ordering::Release);
+        }
+        result
     }
 
     /// Whether everything inserted is on the medium.

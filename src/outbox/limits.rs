@@ -1,7 +1,6 @@
 //! Budgets: bytes held in memory, bytes on disk, free space; and the sizes that follow from `max_bytes`. Plain
 //! arithmetic but for the counter of [`HeldBytes`].
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::record::SourceId;
@@ -19,11 +18,9 @@ impl Drop for HeldPermit {
     fn drop(&mut self) {
         let mut books = self.budget.books();
         books.used -= self.bytes;
-        if let Some(source) = &self.budget.source {
-            let own = books.sources.entry(source.clone()).or_default();
-            own.used -= self.bytes;
-            let outside = own.outside;
-            books.used_outside -= if outside { self.bytes } else { 0 };
+        if let Some(at) = self.budget.source {
+            books.sources[at].used -= self.bytes;
+            books.used_outside -= if books.sources[at].outside { self.bytes } else { 0 };
         }
     }
 }
@@ -34,7 +31,8 @@ impl Drop for HeldPermit {
 pub struct HeldBytes {
     max: usize,
     inner: Arc<Mutex<Books>>,
-    source: Option<SourceId>,
+    /// Place in the books.
+    source: Option<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -42,11 +40,13 @@ struct Books {
     used: usize,
     /// Of `used`, by sources that are outside.
     used_outside: usize,
-    sources: BTreeMap<SourceId, OfSource>,
+    /// Found by place, for each message asks; as few as there are names.
+    sources: Vec<OfSource>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct OfSource {
+    name: SourceId,
     used: usize,
     outside: bool,
 }
@@ -60,14 +60,21 @@ impl HeldBytes {
     /// The same budget, as one source uses it.
     #[must_use]
     pub fn of(&self, source: &SourceId) -> Self {
-        Self { source: Some(source.clone()), ..self.clone() }
+        let mut books = self.books();
+        let known = books.sources.iter().position(|own| own.name == *source);
+        let at = known.unwrap_or_else(|| {
+            books.sources.push(OfSource { name: source.clone(), used: 0, outside: false });
+            books.sources.len() - 1
+        });
+        drop(books);
+        Self { source: Some(at), ..self.clone() }
     }
 
     /// Takes `bytes` of the budget, or nothing if they are not there. More than the whole budget is granted when nothing
     /// else is held, so that one large message cannot wait for ever.
     pub fn try_acquire(&self, bytes: usize) -> Option<HeldPermit> {
         let mut books = self.books();
-        let own = self.source.as_ref().and_then(|source| books.sources.get(source));
+        let own = self.source.map(|at| &books.sources[at]);
         if let Some(own) = own.filter(|own| own.outside && own.used > 0) {
             if own.used + bytes > self.max / 16 || books.used_outside + bytes > self.max / 4 {
                 return None;
@@ -77,11 +84,9 @@ impl HeldBytes {
             return None;
         }
         books.used += bytes;
-        if let Some(source) = &self.source {
-            let own = books.sources.entry(source.clone()).or_default();
-            own.used += bytes;
-            let outside = own.outside;
-            books.used_outside += if outside { bytes } else { 0 };
+        if let Some(at) = self.source {
+            books.sources[at].used += bytes;
+            books.used_outside += if books.sources[at].outside { bytes } else { 0 };
         }
         Some(HeldPermit { bytes, budget: self.clone() })
     }
@@ -99,14 +104,14 @@ impl HeldBytes {
     }
 
     fn is_outside_in(&self, books: &Books) -> bool {
-        self.source.as_ref().and_then(|source| books.sources.get(source)).is_some_and(|own| own.outside)
+        self.source.is_some_and(|at| books.sources[at].outside)
     }
 
     /// The outbox lets this source in no more, or again.
     pub(super) fn set_outside(&self, outside: bool) {
-        let Some(source) = &self.source else { return };
+        let Some(at) = self.source else { return };
         let mut books = self.books();
-        let own = books.sources.entry(source.clone()).or_default();
+        let own = &mut books.sources[at];
         if own.outside != outside {
             own.outside = outside;
             let used = own.used;

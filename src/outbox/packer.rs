@@ -183,6 +183,16 @@ impl Packer {
         self.encode_first(self.ends.len());
     }
 
+    /// Encoded bytes of the first block that is ready.
+    pub(super) fn first_ready_bytes(&self) -> Option<usize> {
+        self.ready.front().map(|block| block.bytes.len())
+    }
+
+    /// Encoded bytes of all blocks that are ready.
+    pub(super) fn ready_bytes(&self) -> usize {
+        self.ready.iter().map(|block| block.bytes.len()).sum()
+    }
+
     /// A block that is ready.
     pub(super) fn take(&mut self) -> Option<Packed> {
         self.ready.pop_front()

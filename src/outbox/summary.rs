@@ -87,20 +87,33 @@ impl Summary {
 
     /// Counts a reading.
     pub(super) fn count(&mut self, source: &SourceId, reading: &Reading) {
-        // A copy is as old as its copying: `max_age` is about how long a reading has waited.
-        let is_copy = reading.flags.contains(Flags::REPLAY);
-        let received = if is_copy { clock::now() } else { reading.received };
-        if self.sources.is_empty() {
-            self.first_received_wall_ns = received.wall_ns;
-            self.first_received_mono_ns = received.mono_ns;
+        self.count_all(source, std::iter::once(reading));
+    }
+
+    /// Counts readings of one source.
+    pub(super) fn count_all<'a>(&mut self, source: &SourceId, readings: impl Iterator<Item = &'a Reading>) {
+        let mut is_first = self.sources.is_empty();
+        let (mut count, mut bytes) = (0, 0);
+        for reading in readings {
+            // A copy is as old as its copying: `max_age` is about how long a reading has waited.
+            let is_copy = reading.flags.contains(Flags::REPLAY);
+            let received = if is_copy { clock::now() } else { reading.received };
+            if std::mem::take(&mut is_first) {
+                self.first_received_wall_ns = received.wall_ns;
+                self.first_received_mono_ns = received.mono_ns;
+            }
+            self.last_received_wall_ns = self.last_received_wall_ns.max(received.wall_ns);
+            self.last_received_mono_ns = self.last_received_mono_ns.max(received.mono_ns);
+            self.synchronised &= !reading.flags.contains(Flags::UNSYNCHRONISED);
+            self.gaps += u64::from(reading.kind == Kind::Gap);
+            count += 1;
+            bytes += reading.record_bytes() as u64;
         }
-        self.last_received_wall_ns = self.last_received_wall_ns.max(received.wall_ns);
-        self.last_received_mono_ns = self.last_received_mono_ns.max(received.mono_ns);
-        self.synchronised &= !reading.flags.contains(Flags::UNSYNCHRONISED);
-        self.record_bytes += reading.record_bytes() as u64;
-        self.gaps += u64::from(reading.kind == Kind::Gap);
-        add(&mut self.sources, source, 1);
-        add(&mut self.source_bytes, source, reading.record_bytes() as u64);
+        if count > 0 {
+            self.record_bytes += bytes;
+            add(&mut self.sources, source, count);
+            add(&mut self.source_bytes, source, bytes);
+        }
     }
 
     /// Record bytes of a source; by its part of the readings where they were not counted.

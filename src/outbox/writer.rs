@@ -10,6 +10,7 @@
 //! `writer/refuse.rs` counts what is refused, `writer/reserve.rs` keeps the reserve,
 //! `writer/change.rs` purges and `writer/replay.rs` copies what `survey.rs` has found for them.
 
+mod answer;
 mod change;
 mod commit;
 mod damage;
@@ -25,6 +26,7 @@ mod rotate;
 mod schedule;
 mod source;
 mod stop;
+mod sync;
 mod tail;
 
 use std::fs::File;
@@ -58,6 +60,7 @@ use queue::{Queue, Work};
 use replay::Replay;
 use room::Room;
 use schedule::Timers;
+use sync::Syncer;
 use tail::Tail;
 
 /// When the outbox is full, room is looked for this often.
@@ -105,6 +108,9 @@ struct Current {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     commands: Receiver<Command>,
+    /// Came in the middle of a group, and waits for its end.
+    put_off: Option<Command>,
+    syncer: Syncer,
     directory: Directory,
     sizes: Sizes,
     config: config::Outbox,
@@ -165,6 +171,8 @@ impl Writer {
             replay: None,
             shared,
             commands,
+            put_off: None,
+            syncer: Syncer::default(),
             sizes,
             config,
         };
@@ -237,6 +245,9 @@ impl Writer {
 
     /// Waits for commands until the next thing is due; takes all that are there.
     fn receive(&mut self) {
+        if let Some(command) = self.put_off.take() {
+            self.take(command);
+        }
         let wait = self.next_due().saturating_duration_since(Instant::now());
         if !wait.is_zero() {
             self.shared.progress.phase("idle", 4 * BEAT_EVERY);
@@ -253,6 +264,17 @@ impl Writer {
             if is_long {
                 // Intake goes on between two steps.
                 break;
+            }
+        }
+    }
+
+    /// Takes submissions that are there, in the middle of a group; anything else waits for its end.
+    fn take_submissions(&mut self) {
+        while self.put_off.is_none() {
+            match self.commands.try_recv() {
+                Ok(command @ (Command::Submit(..) | Command::Control(..) | Command::Nudge)) => self.take(command),
+                Ok(other) => self.put_off = Some(other),
+                Err(_) => break,
             }
         }
     }

@@ -3,19 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::outbox::{Answer, Arrival, Control, Outcome};
-use crate::promise::Durable;
-use crate::record::{Index, ReceiptTime};
+use crate::outbox::{Arrival, Control, Outcome};
 
 use super::super::entry::{self, ALONE, FIRST};
-use super::super::generation::unsynced_bytes_max;
 use super::super::reading::PacketMark;
 use super::super::recovery::LIMIT_STEP;
 use super::flights::{Flight, UNSETTLED};
 use super::queue::Work;
 use super::source::Source;
 use super::stop::Stop;
-use super::{Current, SYNC_STALL, Writer};
+use super::{SYNC_STALL, Writer};
 
 /// A group ends at this many works (and at `Sizes::group_raw_bytes`), so that trims and answers are not kept waiting.
 const GROUP_WORKS_MAX: usize = 20_000;
@@ -60,20 +57,30 @@ impl Writer {
         let left_bytes = self.left_bytes();
         let mut raw_bytes = 0;
         let mut works = 0;
+        // It grows by blocks: asked for each work, the clock alone would cost more than packing it.
+        let mut has_grown = true;
         while raw_bytes < self.sizes.group_raw_bytes && works < GROUP_WORKS_MAX {
-            if self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
+            if std::mem::take(&mut has_grown) && self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
                 self.finish_group()?;
                 self.rotate()?;
             }
             if raw_bytes > 0 && !self.room.is_full() && raw_bytes + self.queue.first_arrival_bytes() > left_bytes {
                 break;
             }
-            let Some(work) = self.next_work() else { break };
+            let Some(work) = self.next_work().or_else(|| self.next_that_came()) else { break };
             works += 1;
             self.write(work);
-            raw_bytes += self.insert_ready()?;
+            let inserted_bytes = self.insert_ready()?;
+            has_grown = inserted_bytes > 0;
+            raw_bytes += inserted_bytes;
         }
         self.finish_group()
+    }
+
+    /// Likewise, of what came meanwhile: it shares the sync.
+    fn next_that_came(&mut self) -> Option<Work> {
+        self.take_submissions();
+        self.next_work()
     }
 
     /// The next thing that may be written: when there is no room, control entries of sources that wait for none.
@@ -162,166 +169,6 @@ impl Writer {
         }
     }
 
-    /// Inserts blocks that are ready, with a sync where the cap demands one. Returns the raw bytes inserted.
-    pub(super) fn insert_ready(&mut self) -> Result<u64, Stop> {
-        let mut raw_bytes = 0;
-        while let Some(block) = self.tail.packer.take() {
-            let current = self.current.as_mut().expect("a generation is made before anything is written");
-            let max = unsynced_bytes_max(current.generation.segment_bytes());
-            if self.tail.unsynced_bytes > 0 && self.tail.unsynced_bytes + block.bytes.len() > max {
-                self.sync()?;
-            }
-            let current = self.current.as_mut().expect("a sync does not take it");
-            current.generation.insert(block.first_index, &block.bytes)?;
-            current.raw_bytes += block.raw_bytes as u64;
-            raw_bytes += block.raw_bytes as u64;
-            self.tail.unsynced_bytes += block.bytes.len();
-            self.tail.inserted_end = block.end_index;
-            let m = &self.shared.metrics;
-            m.blocks.inc();
-            m.written_bytes.inc_by(block.bytes.len() as u64);
-        }
-        Ok(raw_bytes)
-    }
-
-    /// Ends the block under way, syncs, answers.
-    pub(super) fn finish_group(&mut self) -> Result<(), Stop> {
-        self.settle_refusals();
-        self.tail.packer.flush();
-        self.insert_ready()?;
-        if self.tail.unsynced_bytes > 0 {
-            self.sync()?;
-        }
-        // What needed no entry: redeliveries of what was durable already.
-        self.answer();
-        Ok(())
-    }
-
-    /// The only place where something becomes durable.
-    pub(super) fn sync(&mut self) -> Result<(), Stop> {
-        let started = Instant::now();
-        self.shared.progress.phase("syncing", SYNC_STALL);
-        let current = self.current.as_ref().expect("a sync follows an insert");
-        current.generation.sync()?;
-        self.shared.metrics.sync_seconds.observe(started.elapsed().as_secs_f64());
-        self.shared.metrics.syncs.inc();
-        self.tail.unsynced_bytes = 0;
-        self.synced_through(self.tail.inserted_end);
-        Ok(())
-    }
-
-    /// A sync covers everything below `end`: whole arrivals in it are durable.
-    fn synced_through(&mut self, end: u64) {
-        let synced = self.current.as_ref().is_some_and(|current| current.generation.is_synced());
-        assert!(synced, "nothing becomes durable before its sync has returned");
-        if let Some((through, sequence_after)) = self.flights.whole_below(end) {
-            // A redelivery names an entry that may be durable already.
-            let through = through.max(self.tail.durable.through().0);
-            self.tail.durable = Durable::after_sync(Index(through));
-            self.tail.durable_end_sequence = self.tail.durable_end_sequence.max(sequence_after);
-            self.flights.forget_undo_through(through);
-        }
-        self.answer();
-    }
-
-    /// Answers what is durable, one answer per source.
-    fn answer(&mut self) {
-        let through = self.tail.durable.through().0;
-        let mut answers: Vec<(Arc<Source>, Answer)> = Vec::new();
-        let mut newest = None;
-        let mut noted = false;
-        let mut added = (0, 0);
-        let mut payload_bytes = 0;
-        while let Some(flight) = self.flights.pop_through(through) {
-            match flight.work {
-                Work::Arrival(source, arrival) => {
-                    if flight.outcome == Outcome::Appended {
-                        added.0 += arrival.readings.len() as u64;
-                        payload_bytes += arrival.readings.iter().map(|reading| reading.value.len() as u64).sum::<u64>();
-                        if let Some(reading) = arrival.readings.first() {
-                            newest.get_or_insert((flight.sequence_after, reading.received));
-                        }
-                        self.count(&source.id, &arrival.readings);
-                    }
-                    if flight.outcome == Outcome::Refused {
-                        added.1 += arrival.readings.len() as u64;
-                    }
-                    let at = answers.iter().position(|(known, _)| Arc::ptr_eq(known, &source));
-                    let at = at.unwrap_or_else(|| {
-                        answers.push((source, Answer { done: Vec::new(), durable: self.tail.durable }));
-                        answers.len() - 1
-                    });
-                    answers[at].1.done.push((arrival.receipt, flight.outcome));
-                }
-                Work::Told(source, reading, _) => self.count(&source, std::slice::from_ref(&*reading)),
-                Work::Copy(source, reading) => {
-                    added.0 += 1;
-                    // It waits since now, whenever it came.
-                    newest.get_or_insert((flight.sequence_after, crate::clock::now()));
-                    self.count(&source, std::slice::from_ref(&*reading));
-                }
-                Work::Purge(purge) => {
-                    self.memory.purges.add(*purge);
-                    noted = true;
-                }
-                Work::Note(note) => {
-                    self.count_lost(&note);
-                    let told = self.shared.view().committed;
-                    self.memory.notes.add_beyond(told, *note);
-                    noted = true;
-                }
-                Work::Control(..) => {}
-            }
-        }
-        self.shared.metrics.appended.inc_by(added.0);
-        self.shared.metrics.payload_bytes.inc_by(payload_bytes);
-        self.shared.metrics.refused.inc_by(added.1);
-        if noted {
-            self.publish_memory();
-        }
-        self.publish_durable(newest);
-        for (source, answer) in answers {
-            if !source.answer(answer) {
-                log::debug!(
-                    "source {} is gone: what it sent is stored, it will be acknowledged as a redelivery",
-                    source.id
-                );
-            }
-        }
-    }
-
-    /// A note of damage is durable: says and counts what no note named before.
-    fn count_lost(&self, note: &super::super::note::Note) {
-        if &*note.reason != "damage" {
-            return;
-        }
-        for (from, to) in self.memory.notes.uncovered(note.from, note.to) {
-            log::error!("readings {from} to {to} are lost by damage; a gap record will say so");
-            self.shared.metrics.dropped("damage").inc_by(to - from + 1);
-        }
-    }
-
-    fn count(&mut self, source: &crate::record::SourceId, readings: &[crate::record::Reading]) {
-        if let Some(Current { summary, .. }) = &mut self.current {
-            readings.iter().for_each(|reading| summary.count(source, reading));
-        }
-    }
-
-    fn publish_durable(&mut self, newest: Option<(u64, ReceiptTime)>) {
-        if let Some(current) = &mut self.current {
-            current.summary.end_index = self.tail.durable_end_index();
-            current.summary.end_sequence = self.tail.durable_end_sequence;
-        }
-        let (index, sequence) = (self.tail.durable.through().0, self.tail.durable_end_sequence.saturating_sub(1));
-        self.shared.publish(|view| {
-            assert!(view.durable_index <= index && view.durable_sequence <= sequence, "durable never goes back");
-            (view.durable_index, view.durable_sequence) = (index, sequence);
-            if let Some((after, received)) = newest {
-                view.ages.push(after.saturating_sub(1), received);
-            }
-        });
-    }
-
     /// `state` must know how far numbers may reach before they are given out.
     pub(super) fn raise_limits(&mut self) -> Result<(), Stop> {
         let (index, sequence) = (self.tail.packer.next_index(), self.tail.packer.next_sequence());
@@ -338,6 +185,7 @@ impl Writer {
 
     /// Takes back everything that is not durable and closes the generation; the work goes back to where it stood.
     pub(super) fn failed(&mut self, stop: &Stop) {
+        self.syncer.wait();
         // What was written stood before what was parked.
         self.queue.unpark_all();
         for work in self.flights.take_back(&mut self.memory) {
@@ -374,7 +222,7 @@ impl Writer {
     }
 
     /// Writes the counts of readings that were refused in this group; the refusals are durable with them.
-    fn settle_refusals(&mut self) {
+    pub(super) fn settle_refusals(&mut self) {
         for key in self.flights.take_unsettled() {
             let refusal = self.memory.refusals.get(&key).cloned().unwrap_or_default();
             self.tail.packer.push_control(&entry::Control::Refused(key.0, refusal), ALONE);

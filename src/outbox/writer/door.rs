@@ -28,6 +28,8 @@ const COME_IN_BELOW: f64 = 0.95;
 #[derive(Debug)]
 pub(super) struct Door {
     terms: BTreeMap<SourceId, Terms>,
+    /// What each source may have, worked out when the terms change.
+    limits: HashMap<SourceId, Limits>,
     queued: HashMap<SourceId, Queued>,
     outside: HashMap<SourceId, Why>,
     /// Bytes on disk that cannot be taken back, all sources.
@@ -37,10 +39,20 @@ pub(super) struct Door {
     counted_at: Option<Instant>,
 }
 
+/// Up to where a source may come in, as parts of the outbox. 1: all of it.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// By what it has stored itself.
+    share: f64,
+    /// By what all have stored.
+    priority: f64,
+}
+
 impl Door {
     pub(super) fn new() -> Self {
         Self {
             terms: BTreeMap::new(),
+            limits: HashMap::new(),
             queued: HashMap::new(),
             outside: HashMap::new(),
             used_bytes: 0,
@@ -58,26 +70,43 @@ impl Door {
         self.counted_at.is_none_or(|at| at.elapsed() >= ROOM_EVERY)
     }
 
+    fn set_terms(&mut self, terms: BTreeMap<SourceId, Terms>) {
+        self.terms = terms;
+        let limits = self.terms.iter().map(|(source, terms)| {
+            (source.clone(), Limits { share: terms.share, priority: self.part_of(terms.priority) })
+        });
+        self.limits = limits.filter(|(_, limits)| limits.share < 1.0 || limits.priority < 1.0).collect();
+    }
+
     /// A reading is written; exact counts come with the next counting.
     fn add(&mut self, source: &SourceId, record_bytes: u64, readings: u64) {
         let bytes = (record_bytes as f64 * self.disk_per_byte) as u64;
         self.used_bytes += bytes;
-        let queued = self.queued.entry(source.clone()).or_default();
-        queued.bytes += bytes;
-        queued.records += readings;
+        match self.queued.get_mut(source) {
+            Some(queued) => {
+                queued.bytes += bytes;
+                queued.records += readings;
+            }
+            None => {
+                self.queued.insert(source.clone(), Queued { records: readings, bytes, outside: None });
+            }
+        }
     }
 
     /// Why a source stays outside now, if it does.
     fn judge(&self, source: &SourceId, max_bytes: u64, readings_bytes_max: u64) -> Option<Why> {
-        let terms = self.terms.get(source)?;
-        let is_outside = self.outside.contains_key(source);
-        let factor = if is_outside { COME_IN_BELOW } else { 1.0 };
+        let limits = self.limits.get(source)?;
+        let factor = if self.is_outside(source) { COME_IN_BELOW } else { 1.0 };
         let own = self.queued.get(source).map_or(0, |queued| queued.bytes) as f64;
-        if terms.share < 1.0 && own >= terms.share * max_bytes as f64 * factor {
+        if limits.share < 1.0 && own >= limits.share * max_bytes as f64 * factor {
             return Some(Why::ShareMax);
         }
-        let part = self.part_of(terms.priority);
+        let part = limits.priority;
         (part < 1.0 && self.used_bytes as f64 >= part * readings_bytes_max as f64 * factor).then_some(Why::Priority)
+    }
+
+    fn is_outside(&self, source: &SourceId) -> bool {
+        !self.outside.is_empty() && self.outside.contains_key(source)
     }
 
     /// The part of the outbox up to which a priority may fill it: all of it for the highest in use.
@@ -104,7 +133,7 @@ impl Writer {
         }
         self.door.counted_at = Some(Instant::now());
         if let Some(terms) = terms {
-            self.door.terms = terms;
+            self.door.set_terms(terms);
         }
         self.count_queued();
         let outside: Vec<SourceId> = self.door.outside.keys().cloned().collect();
@@ -156,7 +185,7 @@ impl Writer {
     /// Whether this source may come in now; says so when that changes.
     fn may_enter(&mut self, source: &SourceId) -> bool {
         let why = self.door.judge(source, self.sizes.max_bytes, self.sizes.readings_bytes_max());
-        match (why, self.door.outside.contains_key(source)) {
+        match (why, self.door.is_outside(source)) {
             (None, true) => {
                 self.door.outside.remove(source);
                 self.shared.held.of(source).set_outside(false);
@@ -196,7 +225,7 @@ impl Writer {
             let work = self.queue.pop()?;
             let Work::Arrival(source, arrival) = &work else { return Some(work) };
             let parks = self.config.when_full == WhenFull::Block && !arrival.readings.is_empty();
-            if parks && !self.may_enter(&source.id.clone()) {
+            if parks && !self.may_enter(&source.id) {
                 self.queue.park(work);
                 continue;
             }
@@ -215,7 +244,8 @@ impl Writer {
         if self.room.is_full() {
             return Some(Why::DropNewest);
         }
-        if !self.may_enter(source) {
+        // Under `block` it is in already.
+        if self.config.when_full != WhenFull::Block && !self.may_enter(source) {
             return self.door.outside.get(source).copied();
         }
         self.door.add(source, arrival.record_bytes(), arrival.readings.len() as u64);
