@@ -107,6 +107,17 @@ pub fn all() -> Vec<Workload> {
             incompressible: true,
             ..plain("large-incompressible")
         },
+        // A group takes several syncs; what comes next is packed beside them.
+        Workload {
+            config: config(24),
+            arrivals: 9000,
+            later: 3000,
+            group_max: 3000,
+            bytes: (200, 600),
+            incompressible: true,
+            drain: Drain { percent: 50, records: 2000, ..TRAILING },
+            ..plain("large-groups")
+        },
         Workload {
             config: Outbox { compression: Compression::Lz4, ..config(48) },
             arrivals: 70,
