@@ -22,7 +22,7 @@ use super::{Batch, Budget, ReadError};
 
 use live::Live;
 use place::{Found, Sight};
-use walk::{Shelf, Trouble, Walk};
+use walk::{Trouble, Walk};
 
 /// How long the writer may take to make a note durable.
 const NOTE_WAIT: Duration = Duration::from_secs(150);
