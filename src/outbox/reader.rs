@@ -44,10 +44,10 @@ impl Reader {
     /// Items after `after` (exclusive), as many as fit the budget; empty if there are none. Damaged ranges come as holes
     /// (they are noted first). Removed ranges come as holes.
     pub fn batch_after(&mut self, after: Sequence, budget: Budget) -> Result<Batch, ReadError> {
-        let mut batch = Batch::default();
         let mut next = after.0 + 1;
         let mut sight = self.look_at(next)?;
         self.walk.look_up();
+        let mut batch = Batch { items: Vec::with_capacity(likely_items(&sight, next, budget)), bytes: 0 };
         while next <= sight.durable_sequence && batch.items.len() < budget.records_max {
             // A run of purged readings is one item, however many databases it takes to read it.
             if next - after.0 > super::IN_DOUBT_MAX && !batch.items.is_empty() {
@@ -159,6 +159,13 @@ impl Reader {
         self.commands.send(command(done)).map_err(|_| closed())?;
         answer.recv_timeout(NOTE_WAIT).map_err(|_| ReadError::Store("the outbox cannot be written".to_owned()))
     }
+}
+
+/// How many items a batch will have, so that they are not moved while it grows.
+fn likely_items(sight: &Sight, next: u64, budget: Budget) -> usize {
+    const RECORD_BYTES_MIN: usize = 400;
+    let there = usize::try_from((sight.durable_sequence + 1).saturating_sub(next)).unwrap_or(usize::MAX);
+    there.min(budget.records_max).min(budget.bytes_max / RECORD_BYTES_MIN + 1)
 }
 
 /// A hole of one reading; it makes one with its neighbour.

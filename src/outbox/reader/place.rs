@@ -26,9 +26,15 @@ pub(in crate::outbox) struct Place {
     pub(super) sequence: u64,
     /// Segments that this generation itself names: those of delivered readings are forgotten elsewhere.
     segments: Vec<Segment>,
-    /// Bytes of a split reading so far.
-    parts: Vec<u8>,
-    parts_whole: bool,
+    parts: Parts,
+}
+
+/// A split reading, as far as it was read.
+#[derive(Debug, Default)]
+struct Parts {
+    bytes: Vec<u8>,
+    /// From its first part on, without a gap.
+    whole: bool,
 }
 
 /// A block, partly read.
@@ -88,7 +94,7 @@ fn store(entry: ReadingEntry, sequence: u64, sight: &Sight, own: &[Segment]) -> 
 impl Place {
     pub(in crate::outbox) fn start(generation: Arc<Generation>, segments: Vec<Segment>) -> Self {
         let next_block = generation.id().first_index;
-        Self { generation, next_block, block: None, sequence: 0, segments, parts: Vec::new(), parts_whole: false }
+        Self { generation, next_block, block: None, sequence: 0, segments, parts: Parts::default() }
     }
 
     /// Back to the start of the generation, to find an earlier sequence.
@@ -135,12 +141,12 @@ impl Place {
                 Err(error) => {
                     log::error!("block {key} of {}: {error}", self.generation.id());
                     self.next_block = key + 1;
-                    self.parts_whole = false;
+                    self.parts.whole = false;
                     continue;
                 }
             };
             if head.first_index != self.next_block {
-                self.parts_whole = false;
+                self.parts.whole = false;
             }
             self.next_block = head.end_index().max(key + 1);
             if head.end_sequence() < next {
@@ -150,7 +156,7 @@ impl Place {
                 Ok(raw) => raw,
                 Err(error) => {
                     log::error!("block {key} of {}: {error}", self.generation.id());
-                    self.parts_whole = false;
+                    self.parts.whole = false;
                     continue;
                 }
             };
@@ -166,31 +172,37 @@ impl Place {
 
     /// Reads on in the block at hand; `None`: it is used up.
     fn in_block(&mut self, next: u64, end_index: u64, sight: &Sight) -> Option<Found> {
-        loop {
-            let block = self.block.as_mut()?;
+        let block = self.block.as_mut()?;
+        while block.index < block.end_index {
             if block.index >= end_index {
                 return Some(Found::End);
             }
-            let framed = if block.index < block.end_index { Framed::at(&block.raw, block.at) } else { None };
-            let Some(framed) = framed else {
-                self.block = None;
-                return None;
-            };
-            let raw = block.raw.clone();
+            let Some(framed) = Framed::at(&block.raw, block.at) else { break };
             (block.at, block.index) = (framed.next, block.index + 1);
             let sequence = self.sequence;
             self.sequence += u64::from(framed.counts());
-            if let Some(found) = self.entry(framed, &raw, sequence, next, sight) {
+            if let Some(found) = self.parts.entry(framed, &block.raw, sequence, next, (sight, &self.segments)) {
                 return Some(found);
             }
         }
+        self.block = None;
+        None
     }
+}
 
-    /// One entry that has, or would have, this sequence.
-    fn entry(&mut self, framed: Framed, raw: &Bytes, sequence: u64, next: u64, sight: &Sight) -> Option<Found> {
+impl Parts {
+    /// What one entry that has, or would have, this sequence comes to; `None`: nothing that was asked for, or not yet.
+    fn entry(
+        &mut self,
+        framed: Framed,
+        raw: &Bytes,
+        sequence: u64,
+        next: u64,
+        (sight, own): (&Sight, &[Segment]),
+    ) -> Option<Found> {
         if !matches!(framed.kind, Kind::Reading | Kind::Part) || sequence < next {
-            self.parts.clear();
-            self.parts_whole = false;
+            self.bytes.clear();
+            self.whole = false;
             return None;
         }
         let missing = |why: &str| Some(Found::Missing(sequence, why.to_owned()));
@@ -198,22 +210,22 @@ impl Place {
             return Some(Found::Missing(sequence - 1, "entries are missing".to_owned()));
         }
         match framed.decode(raw) {
-            Some(Entry::Reading(entry)) => Some(store(entry, next, sight, &self.segments)),
+            Some(Entry::Reading(entry)) => Some(store(entry, next, sight, own)),
             Some(Entry::Part(part)) => {
                 if framed.marks & SPLIT_BEGIN != 0 {
-                    self.parts.clear();
-                    self.parts_whole = true;
+                    self.bytes.clear();
+                    self.whole = true;
                 }
-                self.parts.extend_from_slice(&part);
+                self.bytes.extend_from_slice(&part);
                 if !framed.counts() {
                     return None;
                 }
-                let whole = Bytes::from(std::mem::take(&mut self.parts));
-                if !std::mem::take(&mut self.parts_whole) {
+                let whole = Bytes::from(std::mem::take(&mut self.bytes));
+                if !std::mem::take(&mut self.whole) {
                     return missing("a part of a split record is missing");
                 }
                 match reading::get(Cursor::whole(&whole)) {
-                    Some(entry) => Some(store(entry, next, sight, &self.segments)),
+                    Some(entry) => Some(store(entry, next, sight, own)),
                     None => missing("a split record cannot be read"),
                 }
             }
