@@ -172,6 +172,8 @@ pub struct Answer {
     pub done: Vec<(Receipt, Outcome)>,
     /// The proof.
     pub durable: Durable,
+    /// What was stored, and what it held of `held_bytes_max`: given back by the thread that took it.
+    pub(crate) spent: Vec<(Vec<Reading>, HeldPermit)>,
 }
 
 /// A source's way into the outbox. Submissions of one appender are stored in order.

@@ -23,7 +23,6 @@ impl Writer {
         while let Some(flight) = self.flights.pop_through(through) {
             match flight.work {
                 Work::Arrival(source, Arrival { readings, receipt, held, .. }) => {
-                    drop(held);
                     let at = Settled::of(&mut settled, source, self.tail.durable);
                     at.answer.done.push((receipt, flight.outcome));
                     match flight.outcome {
@@ -31,11 +30,11 @@ impl Writer {
                             if let Some(reading) = readings.first() {
                                 newest.get_or_insert((flight.sequence_after, reading.received));
                             }
-                            at.stored.push(readings);
                         }
                         Outcome::Refused => refused += readings.len() as u64,
                         Outcome::Duplicate => {}
                     }
+                    at.answer.spent.push((readings, held));
                 }
                 Work::Told(source, reading, _) => self.count(&source, std::iter::once(&*reading)),
                 Work::Copy(source, reading) => {
@@ -57,10 +56,10 @@ impl Writer {
                 Work::Control(..) => {}
             }
         }
-        for Settled { source, stored, .. } in &settled {
-            self.count(&source.id, stored.iter().flatten());
-            appended += stored.iter().map(|readings| readings.len() as u64).sum::<u64>();
-            let payload_bytes = stored.iter().flatten().map(|reading| reading.value.len() as u64).sum::<u64>();
+        for one in &settled {
+            self.count(&one.source.id, one.appended());
+            appended += one.appended().count() as u64;
+            let payload_bytes = one.appended().map(|reading| reading.value.len() as u64).sum::<u64>();
             self.shared.metrics.payload_bytes.inc_by(payload_bytes);
         }
         self.shared.metrics.appended.inc_by(appended);
@@ -69,8 +68,7 @@ impl Writer {
             self.publish_memory();
         }
         self.publish_durable(newest);
-        // The readings themselves go last: nobody waits for that.
-        let _stored: Vec<Vec<Vec<Reading>>> = settled.into_iter().map(Settled::tell).collect();
+        settled.into_iter().for_each(Settled::tell);
     }
 
     /// A note of damage is durable: says and counts what no note named before.
@@ -110,28 +108,31 @@ impl Writer {
 struct Settled {
     source: Arc<Source>,
     answer: Answer,
-    /// Readings of each arrival.
-    stored: Vec<Vec<Reading>>,
 }
 
 impl Settled {
     /// The one of this source.
     fn of(all: &mut Vec<Self>, source: Arc<Source>, durable: Durable) -> &mut Self {
         let at = all.iter().rposition(|known| Arc::ptr_eq(&known.source, &source)).unwrap_or_else(|| {
-            all.push(Self { source, answer: Answer { done: Vec::new(), durable }, stored: Vec::new() });
+            all.push(Self { source, answer: Answer { done: Vec::new(), durable, spent: Vec::new() } });
             all.len() - 1
         });
         &mut all[at]
     }
 
-    /// Tells the source; returns what is left.
-    fn tell(self) -> Vec<Vec<Reading>> {
+    /// Readings that were stored just now.
+    fn appended(&self) -> impl Iterator<Item = &Reading> {
+        let arrivals = self.answer.done.iter().zip(&self.answer.spent);
+        let appended = arrivals.filter(|((_, outcome), _)| *outcome == Outcome::Appended);
+        appended.flat_map(|(_, (readings, _))| readings)
+    }
+
+    fn tell(self) {
         if !self.source.answer(self.answer) {
             log::debug!(
                 "source {} is gone: what it sent is stored, it will be acknowledged as a redelivery",
                 self.source.id
             );
         }
-        self.stored
     }
 }
