@@ -1,8 +1,8 @@
 //! Finds blocks by their bytes, wherever they stand in a file, without the store.
 //!
 //! sled keeps values as they are, so every block stands in its file whole, often several times, for a page is written again
-//! when it grows. A block begins with its version and codec and a head whose numbers must make sense; its length is
-//! where the checksum comes out right; what it unpacks to must be as many entries as it says. Of two that disagree
+//! when it grows. A block begins with its version and codec and a head whose numbers must make sense; its payload says
+//! how long it is, and the checksum must come out right; what it unpacks to must be as many entries as it says. Of two that disagree
 //! about an entry the one in the younger segment of the file is taken: a segment begins with its log number.
 
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::super::super::block::{self, Decoder, HEAD_BYTES, RAW_BYTES_MAX};
 use super::super::super::entry::{ENTRY_HEAD_BYTES, Framed};
-use super::super::super::generation::{SEGMENT_BYTES, block_bytes_max};
+use super::super::super::generation::SEGMENT_BYTES;
 use super::super::rescue::{self, Failed};
 use super::super::stop;
 use super::Block;
@@ -71,7 +71,9 @@ fn scan(bytes: &[u8]) -> io::Result<Vec<(Rank, Block)>> {
             continue;
         }
         stop::check()?;
-        match block_at(&bytes[at..], &mut decoder) {
+        // No block has another one in its bytes (docs/decisions/0227): what is within a whole one is a reading's.
+        let measured = block::measure(&bytes[at..]).map(|(_, len)| len);
+        match measured.and_then(|len| Some((proven(&bytes[at..at + len], &mut decoder)?, len))) {
             Some((block, len)) => {
                 found.push(((log_number(bytes, at), at), block));
                 at += len;
@@ -93,24 +95,6 @@ fn is_plausible(bytes: &[u8]) -> bool {
         && sequences <= entries
         && raw_len <= RAW_BYTES_MAX
         && entries.saturating_mul(ENTRY_HEAD_BYTES) <= raw_len
-}
-
-/// The block that begins here and its length. Its end is where the checksum comes out right.
-fn block_at(bytes: &[u8], decoder: &mut Decoder) -> Option<(Block, usize)> {
-    // Blocks stay below this, whatever their codec.
-    let longest = bytes.len().min(2 * block_bytes_max(SEGMENT_BYTES[0]));
-    let mut sum = crc32fast::Hasher::new();
-    sum.update(&bytes[..1]);
-    sum.update(&bytes[5..HEAD_BYTES]);
-    for len in HEAD_BYTES..=longest {
-        if sum.clone().finalize().to_le_bytes() == bytes[1..5] {
-            if let Some(block) = proven(&bytes[..len], decoder) {
-                return Some((block, len));
-            }
-        }
-        sum.update(bytes.get(len..=len)?);
-    }
-    None
 }
 
 /// The block, if it holds what it says.
