@@ -323,8 +323,11 @@ fn no_cap_is_passed_at_any_moment_under_any_policy() {
             rig.submit(vec![reading.clone()], None);
         }
         let mut reader = rig.outbox.reader();
+        // The watching thread may sleep through the moment it was nearest.
+        let near;
         if when_full == WhenFull::Block {
             wait_until("full", || rig.outbox.status().state == "full");
+            near = directory::disk_bytes(dir.path());
             // A restart at the brim, too.
             drop(reader);
             rig.close();
@@ -339,6 +342,7 @@ fn no_cap_is_passed_at_any_moment_under_any_policy() {
             }
         } else {
             rig.outcomes(readings.len());
+            near = directory::disk_bytes(dir.path());
             assert!(!read_all(&mut reader, 0).is_empty());
             wait_until("it was full", || rig.outbox.status().dropped > 0);
         }
@@ -347,6 +351,8 @@ fn no_cap_is_passed_at_any_moment_under_any_policy() {
         end.store(true, std::sync::atomic::Ordering::Relaxed);
         let most = most.join().unwrap();
         assert!(most <= mib << 20, "{what}: {most} bytes");
-        assert!(most >= (mib << 20) * 3 / 4, "{what}: {most} bytes, the cap was not even near");
+        let most = most.max(near);
+        // An eighth to a quarter stays free of readings: for the reserve, and for segments that opening fills up.
+        assert!(most >= (mib << 20) * 7 / 10, "{what}: {most} bytes, the cap was not even near");
     }
 }
