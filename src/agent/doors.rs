@@ -3,18 +3,21 @@
 //! They are taken before the sources start, so that a daemon that cannot listen takes no readings, and served after that: who
 //! asks in between waits, and nobody is told "ready" while there are no sources yet.
 
+use std::future::Future as _;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 
 use super::health::{self, Health};
 use super::{StartError, change, look};
@@ -22,6 +25,10 @@ use crate::config::Config;
 
 /// Name of the socket in its directory.
 pub const SOCKET: &str = "control.sock";
+
+/// An HTTP connection that says nothing for so long is closed: else the 64 that hung up unseen would shut the door. Longer
+/// than scrapers usually wait. The control socket has none: a verification may take minutes, and its callers are known.
+const HTTP_IDLE_MAX: Duration = Duration::from_secs(75);
 
 /// Connections of each way in. Without a bound they could take the file handles that the outbox needs.
 const CONNECTIONS_MAX: usize = 64;
@@ -53,13 +60,13 @@ impl Doors {
     pub fn serve(self, health: &Health) -> Served {
         let mut servers = Vec::new();
         if let Some(listener) = self.http {
-            let serve = axum::serve(Bounded::new(listener), health::router(health.clone()));
+            let serve = axum::serve(Bounded::new(listener, Some(HTTP_IDLE_MAX)), health::router(health.clone()));
             servers.push(tokio::spawn(async move { report("HTTP", serve.await) }));
         }
         let path = self.socket.map(|(listener, path)| {
             let outbox = health.outbox();
             let router = health::router(health.clone()).merge(change::router(outbox.clone()));
-            let serve = axum::serve(Bounded::new(listener), router.merge(look::router(outbox.clone())));
+            let serve = axum::serve(Bounded::new(listener, None), router.merge(look::router(outbox.clone())));
             servers.push(tokio::spawn(async move { report("control socket", serve.await) }));
             path
         });
@@ -120,11 +127,12 @@ fn listen_on(path: &Path) -> io::Result<UnixListener> {
 struct Bounded<L> {
     listener: L,
     places: Arc<Semaphore>,
+    idle_max: Option<Duration>,
 }
 
 impl<L> Bounded<L> {
-    fn new(listener: L) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    fn new(listener: L, idle_max: Option<Duration>) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), idle_max }
     }
 }
 
@@ -136,7 +144,7 @@ impl<L: Listener> Listener for Bounded<L> {
         // Never closed, so there is always a place in the end.
         let place = self.places.clone().acquire_owned().await.ok();
         let (io, address) = self.listener.accept().await;
-        (Connection { io, _place: place }, address)
+        (Connection { io, idle: self.idle_max.map(Idle::new), _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -147,12 +155,36 @@ impl<L: Listener> Listener for Bounded<L> {
 /// A connection and its place.
 struct Connection<T> {
     io: T,
+    idle: Option<Idle>,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+/// How long nothing has come.
+struct Idle {
+    max: Duration,
+    until: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    fn new(max: Duration) -> Self {
+        Self { max, until: Box::pin(tokio::time::sleep(max)) }
+    }
+
+    fn begin_again(&mut self) {
+        self.until.as_mut().reset(tokio::time::Instant::now() + self.max);
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let this = &mut *self;
+        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        let Some(idle) = &mut this.idle else { return read };
+        if read.is_ready() {
+            idle.begin_again();
+            return read;
+        }
+        idle.until.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -184,8 +216,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 
@@ -196,7 +226,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = axum::Router::new().route("/", axum::routing::get(|| async { "hello" }));
-        let server = tokio::spawn(async move { axum::serve(Bounded::new(listener), router).await });
+        let server = tokio::spawn(async move { axum::serve(Bounded::new(listener, None), router).await });
         let ask = async |stream: &mut TcpStream| {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
             let mut start = [0; 12];
@@ -216,6 +246,20 @@ mod tests {
         assert!(answer.is_err(), "it was served: {answer:?}");
         inside.pop();
         assert_eq!(waiting.read(&mut byte).await.unwrap(), 1);
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_sent_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let idle_max = Some(Duration::from_millis(200));
+        let server =
+            tokio::spawn(async move { axum::serve(Bounded::new(listener, idle_max), axum::Router::new()).await });
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut byte = [0];
+        let answer = tokio::time::timeout(Duration::from_secs(60), silent.read(&mut byte)).await;
+        assert!(matches!(answer.expect("it is closed"), Ok(0) | Err(_)));
         server.abort();
     }
 }
