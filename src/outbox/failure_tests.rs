@@ -8,9 +8,13 @@ use super::testing::reading_of;
 use super::tests::*;
 use super::*;
 use crate::config::ByteSize;
+use crate::record::Kind;
 
-fn fail_next(dir: &Path, what: &str, how: &str) {
-    fs::write(dir.join("outbox").join(what), how).unwrap();
+/// At once: the writer may look just now, and would take half of it for another fault.
+pub(super) fn fail_next(dir: &Path, what: &str, how: &str) {
+    let new = dir.join(what);
+    fs::write(&new, how).unwrap();
+    fs::rename(new, dir.join("outbox").join(what)).unwrap();
 }
 
 #[test]
@@ -214,5 +218,29 @@ fn when_the_writer_dies_everybody_learns_it_at_once() {
     let far = Instant::now() + Duration::from_secs(600);
     rig.outbox.wait_durable(Sequence(10), far);
     assert!(Instant::now() < far, "who waits for readings");
+    rig.close();
+}
+
+#[test]
+fn a_gap_record_that_could_not_be_written_is_written_though_nothing_else_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = options(ByteSize::mib(8));
+    settings.config.when_full = config::outbox::WhenFull::DropNewest;
+    let mut rig = Rig::open_with(dir.path(), settings);
+    let mut refused = 0;
+    while refused == 0 {
+        rig.submit((0..20).map(|n| reading_of(n, 8000, true)).collect(), None);
+        refused = rig.outcomes(1).iter().filter(|(_, outcome)| *outcome == Outcome::Refused).count();
+    }
+    // The next thing written is the gap record, once there is room for it.
+    fail_next(dir.path(), "fault-sync", "no");
+    let durable = rig.outbox.positions().durable.0;
+    trim(&rig.outbox, durable);
+    wait_until("it has failed", || rig.outbox.shared.metrics.failed.get() > 0);
+    let mut reader = rig.outbox.reader();
+    wait_until("the gap record is there", || rig.outbox.positions().durable.0 > durable);
+    let told = readings(&read_all(&mut reader, durable));
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].kind, Kind::Gap);
     rig.close();
 }

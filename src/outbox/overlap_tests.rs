@@ -1,7 +1,6 @@
 //! What goes on beside something else: packing beside a sync, opening the next generation beside reading.
 
-use std::fs;
-
+use super::failure_tests::fail_next;
 use super::testing::reading_of;
 use super::tests::*;
 use super::*;
@@ -29,7 +28,7 @@ fn submit_all(rig: &mut Rig, readings: &[Reading]) {
 fn a_large_group_is_answered_part_by_part_in_order_while_the_rest_is_packed() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
-    fs::write(dir.path().join("outbox/fault-sync"), "always 30ms").unwrap();
+    fail_next(dir.path(), "fault-sync", "always 30ms");
     let wanted = large(1, 1000);
     submit_all(&mut rig, &wanted);
     let mut answers = 0;
@@ -55,7 +54,7 @@ fn a_sync_that_fails_while_the_next_part_is_packed_costs_nothing() {
         let mut rig = Rig::open(dir.path());
         let wanted = large(1, 3000);
         for (round, part) in wanted.chunks(600).enumerate() {
-            fs::write(dir.path().join("outbox/fault-sync"), how).unwrap();
+            fail_next(dir.path(), "fault-sync", how);
             submit_all(&mut rig, part);
             let done = rig.outcomes(part.len());
             let receipts = done.iter().map(|(receipt, _)| receipt.0);

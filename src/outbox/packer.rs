@@ -193,6 +193,11 @@ impl Packer {
         self.ready.iter().map(|block| block.bytes.len()).sum()
     }
 
+    /// Raw bytes that are not taken.
+    pub(super) fn raw_bytes(&self) -> u64 {
+        (self.raw.len() + self.ready.iter().map(|block| block.raw_bytes).sum::<usize>()) as u64
+    }
+
     /// A block that is ready.
     pub(super) fn take(&mut self) -> Option<Packed> {
         self.ready.pop_front()

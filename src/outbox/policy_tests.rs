@@ -356,3 +356,37 @@ fn no_cap_is_passed_at_any_moment_under_any_policy() {
         assert!(most >= (mib << 20) * 7 / 10, "{what}: {most} bytes, the cap was not even near");
     }
 }
+
+/// What a group may write is asked for each arrival, not only for those that waited when it began.
+#[test]
+fn a_large_reading_behind_a_small_one_does_not_pass_the_cap() {
+    const LARGE_BYTES: usize = 1_900_000;
+    let mut most = 0;
+    // Where the small ones leave off decides how much is left for the large one.
+    for small in [40, 200, 400, 600] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = with_policy(WhenFull::Block);
+        settings.config.max_bytes = MAX;
+        settings.config.held_bytes_max = ByteSize::mib(512);
+        let mut rig = Rig::open_with(dir.path(), settings);
+        let held = rig.outbox.held();
+        let mut number = 0;
+        while rig.outbox.status().state != "full" {
+            let arrival = |number: u64, bytes: usize| Arrival {
+                readings: vec![testing::reading_of(number, bytes, true)],
+                packet: None,
+                receipt: Receipt(number),
+                held: held.try_acquire(1).unwrap(),
+            };
+            let mut group: Vec<_> = (0..small).map(|n| arrival(number + n, 1000)).collect();
+            group.push(arrival(number + small, LARGE_BYTES));
+            number += small + 1;
+            rig.appender.submit(group);
+            std::thread::sleep(Duration::from_millis(50));
+            most = most.max(directory::disk_bytes(dir.path()));
+        }
+        most = most.max(directory::disk_bytes(dir.path()));
+        rig.close();
+    }
+    assert!(most <= MAX.0, "{most} bytes of {}", MAX.0);
+}

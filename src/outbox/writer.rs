@@ -123,6 +123,8 @@ pub(super) struct Writer {
     next_number: u64,
     room: Room,
     door: Door,
+    /// A gap record for refusals could not be written, and waits for nobody else's work.
+    is_untold: bool,
     /// Readings dropped by policy since start.
     dropped: u64,
     timers: Timers,
@@ -163,6 +165,7 @@ impl Writer {
             flights: Flights::default(),
             room: Room::new(),
             door: Door::new(),
+            is_untold: false,
             dropped: 0,
             timers: Timers::new(),
             closing: false,
@@ -246,7 +249,9 @@ impl Writer {
     /// Waits for commands until the next thing is due; takes all that are there.
     fn receive(&mut self) {
         if let Some(command) = self.put_off.take() {
-            self.take(command);
+            // What came behind it, and the end if this was it, is for the next turn.
+            self.shared.progress.beat();
+            return self.take(command);
         }
         let wait = self.next_due().saturating_duration_since(Instant::now());
         if !wait.is_zero() {

@@ -118,6 +118,10 @@ impl Shelf for Live {
         }
         // From here on the writer leaves it alone.
         self.mark.put(&mut view, listed.as_ref().map(|listed| listed.id.number));
+        let is_roomy = view.is_roomy;
+        drop(view);
+        // An open database takes room that is wanted now.
+        self.ahead = self.ahead.take().filter(|_| is_roomy);
         listed.map_or(Taken::Nothing, |listed| Taken::Generation(Box::new(listed)))
     }
 

@@ -55,19 +55,22 @@ impl Writer {
         self.raise_limits()?;
         self.tell_refused();
         let left_bytes = self.left_bytes();
-        let mut raw_bytes = 0;
-        let mut works = 0;
+        let (mut raw_bytes, mut written_bytes, mut works) = (0, 0, 0);
         // It grows by blocks: asked for each work, the clock alone would cost more than packing it.
         let mut has_grown = true;
-        while raw_bytes < self.sizes.group_raw_bytes && works < GROUP_WORKS_MAX {
+        while raw_bytes + self.tail.packer.raw_bytes() < self.sizes.group_raw_bytes && works < GROUP_WORKS_MAX {
             if std::mem::take(&mut has_grown) && self.current.as_ref().is_some_and(|current| self.is_grown(current)) {
                 self.finish_group()?;
                 self.rotate()?;
             }
-            if raw_bytes > 0 && !self.room.is_full() && raw_bytes + self.queue.first_arrival_bytes() > left_bytes {
+            let Some(work) = self.next_work().or_else(|| self.next_that_came()) else { break };
+            let arrival_bytes = work.arrival_bytes();
+            if written_bytes > 0 && !self.room.is_full() && written_bytes + arrival_bytes > left_bytes {
+                // Room is looked for before it is written.
+                self.queue.push_front(work);
                 break;
             }
-            let Some(work) = self.next_work().or_else(|| self.next_that_came()) else { break };
+            written_bytes += arrival_bytes;
             works += 1;
             self.write(work);
             let inserted_bytes = self.insert_ready()?;
@@ -189,8 +192,10 @@ impl Writer {
         // What was written stood before what was parked.
         self.queue.unpark_all();
         for work in self.flights.take_back(&mut self.memory) {
-            // A gap record for refusals is made anew when there is room.
-            if !matches!(work, Work::Told(..)) {
+            // A gap record for refusals is made anew when there is room, also if nothing else is to be written.
+            if matches!(work, Work::Told(..)) {
+                self.is_untold = true;
+            } else {
                 self.queue.push_front(work);
             }
         }

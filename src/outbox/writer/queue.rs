@@ -33,6 +33,14 @@ impl Work {
         }
     }
 
+    /// Record bytes, if it is an arrival.
+    pub(super) fn arrival_bytes(&self) -> u64 {
+        match self {
+            Self::Arrival(_, arrival) => arrival.record_bytes(),
+            _ => 0,
+        }
+    }
+
     /// Whether it may wait for company: packet identifiers that are done.
     fn can_wait(&self) -> bool {
         matches!(self, Self::Control(_, Control::Released(_)))

@@ -31,6 +31,7 @@ impl Writer {
         if self.room.is_full() {
             return;
         }
+        self.is_untold = false;
         let untold: Vec<_> = self
             .memory
             .refusals

@@ -179,7 +179,8 @@ impl Writer {
 
     /// When nothing waits, no commit looks for room: what was refused is told all the same as soon as there is some.
     pub(super) fn leave_full(&mut self) {
-        if self.room.is_full() && self.queue.is_empty() && self.room.looked_at.elapsed() >= ROOM_EVERY {
+        let is_owed = self.room.is_full() || self.is_untold;
+        if is_owed && self.queue.is_empty() && self.room.looked_at.elapsed() >= ROOM_EVERY {
             self.look_for_room();
             self.tell_refused();
         }

@@ -36,6 +36,7 @@ impl Writer {
     }
 
     fn insert_first(&mut self) -> Result<u64, Stop> {
+        assert!(!self.syncer.is_busy(), "nothing is inserted before the sync has returned");
         let (Some(current), Some(block)) = (&mut self.current, self.tail.packer.take()) else { return Ok(0) };
         current.generation.insert(block.first_index, &block.bytes)?;
         current.raw_bytes += block.raw_bytes as u64;
