@@ -368,7 +368,7 @@ fn a_large_reading_behind_a_small_one_does_not_pass_the_cap() {
         let mut settings = with_policy(WhenFull::Block);
         settings.config.max_bytes = MAX;
         settings.config.held_bytes_max = ByteSize::mib(512);
-        let mut rig = Rig::open_with(dir.path(), settings);
+        let rig = Rig::open_with(dir.path(), settings);
         let held = rig.outbox.held();
         let mut number = 0;
         while rig.outbox.status().state != "full" {
