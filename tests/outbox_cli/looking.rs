@@ -519,12 +519,12 @@ fn salvage_can_be_stopped_while_it_searches_the_bytes() {
     let place = Place::new();
     let directory = place.path("g00000000000000000001-00000001");
     std::fs::create_dir(&directory).unwrap();
-    // Everywhere a block seems to begin (of one entry, 1,000 bytes unpacked), and none has its checksum: a long search.
+    // Everywhere a block seems to begin (of one entry, as long as blocks may be), and none has its checksum: a long search.
     let mut head = [0; 48];
     head[0] = 0x10;
     head[21] = 1;
-    head[29..31].copy_from_slice(&1000_u16.to_le_bytes());
-    std::fs::write(directory.join("db"), head.repeat((16 << 20) / head.len())).unwrap();
+    head[29..33].copy_from_slice(&(96_u32 << 10).to_le_bytes());
+    std::fs::write(directory.join("db"), head.repeat((96 << 20) / head.len())).unwrap();
     let name = directory.file_name().unwrap().to_str().unwrap();
     let mut child = place.command(&["outbox", "salvage", name]).stderr(Stdio::null()).spawn().unwrap();
     // Copying and opening take much less of a processor than this.
