@@ -229,6 +229,7 @@ fn a_gap_record_that_could_not_be_written_is_written_though_nothing_else_comes()
     let mut rig = Rig::open_with(dir.path(), settings);
     let mut refused = 0;
     while refused == 0 {
+        assert!(rig.next_receipt < 1000, "it is never full");
         rig.submit((0..20).map(|n| reading_of(n, 8000, true)).collect(), None);
         refused = rig.outcomes(1).iter().filter(|(_, outcome)| *outcome == Outcome::Refused).count();
     }
